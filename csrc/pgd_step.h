@@ -1,0 +1,86 @@
+// One element of the attack step, shared by CPU and CUDA. robustfast/reference/pgd_step.py is the definition.
+#pragma once
+#include <cstdint>
+
+#include <torch/headeronly/macros/Macros.h>
+
+namespace robustfast {
+
+enum class Norm : int64_t { linf = 0, l2 = 1, l1 = 2 };
+enum class Step : int64_t { sign = 0, grad = 1, topq = 2 };
+
+template <typename T>
+struct Bounds {
+  T lo, hi;
+};
+
+// Written so that a NaN v passes through, as torch.clamp does.
+template <typename T>
+C10_HOST_DEVICE inline T clamp(T v, T lo, T hi) {
+  v = v < lo ? lo : v;
+  return v > hi ? hi : v;
+}
+
+// NaN compares false to everything: sign(NaN) = 0.
+template <typename T>
+C10_HOST_DEVICE inline T sign(T g) {
+  return static_cast<T>((g > T(0)) - (g < T(0)));
+}
+
+template <typename T>
+C10_HOST_DEVICE inline T zero_nan(T g) {
+  return g == g ? g : T(0);
+}
+
+template <typename T>
+C10_HOST_DEVICE inline T absolute(T v) {
+  return v < T(0) ? -v : v;
+}
+
+template <typename T>
+C10_HOST_DEVICE inline T pgd_step_linf(T x_adv, T g, T x, T step_size, T eps, Bounds<T> b) {
+  // step_size * sign(g) without converting comparisons to numbers: two blends instead (98 us -> 90 us at 128x3x32x32).
+  const T step = g > T(0) ? step_size : g < T(0) ? -step_size : T(0);
+  const T delta = (x_adv + step) - x;
+  return clamp(x + clamp(delta, -eps, eps), b.lo, b.hi);
+}
+
+// How one sample moves: u = x_adv + scale * (g or its sign), where |g| >= threshold.
+template <typename T>
+struct Move {
+  Step step;
+  T step_size;    // Step::sign
+  double scale;   // Step::grad and Step::topq: step size over the length of the direction; 0 without a direction
+  T threshold;    // Step::topq: the k-th largest |g|
+
+  C10_HOST_DEVICE inline T delta(T x_adv, T g, T x) const {
+    T moved;
+    if (step == Step::sign) {
+      moved = step_size * sign(g);
+    } else if (scale == 0) {
+      moved = T(0);
+    } else if (step == Step::grad) {
+      moved = static_cast<T>(static_cast<double>(zero_nan(g)) * scale);
+    } else {
+      moved = absolute(zero_nan(g)) >= threshold ? static_cast<T>(static_cast<double>(sign(g)) * scale) : T(0);
+    }
+    return (x_adv + moved) - x;
+  }
+};
+
+// How a sample's delta comes back into the ball.
+struct Projection {
+  Norm norm;
+  bool inside;   // leave delta as it is
+  double shrink; // l2: eps / |delta|; l1: the threshold tau
+
+  template <typename T>
+  C10_HOST_DEVICE inline T operator()(T delta) const {
+    if (inside) return delta;
+    if (norm == Norm::l2) return static_cast<T>(static_cast<double>(delta) * shrink);
+    const double size = static_cast<double>(absolute(delta)) - shrink;
+    return static_cast<T>(static_cast<double>(sign(delta)) * (size > 0 ? size : 0));
+  }
+};
+
+}  // namespace robustfast

@@ -1,0 +1,1 @@
+"""Triton kernels, one module per op. Imported as `robustfast.kernels`, never as `kernels`."""

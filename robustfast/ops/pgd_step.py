@@ -1,0 +1,200 @@
+"""`pgd_step`: one attack step, projection and clip, fused into one pass over memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from robustfast.ops.backend import OPS, Op, Sample, register, select
+from robustfast.reference import pgd_step as reference
+
+__all__ = ["pgd_step"]
+
+NORMS = ("linf", "l2", "l1")
+STEPS = ("sign", "grad", "topq")
+_AUTO = {"linf": "sign", "l2": "grad", "l1": "topq"}
+
+
+def pgd_step(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    *,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    norm: str = "linf",
+    bounds: tuple[float, float] = (0.0, 1.0),
+    step: str = "auto",
+    q: float = 0.01,
+    out: Tensor | None = None,
+) -> Tensor:
+    """One step of projected gradient ascent: step, project onto the eps-ball around `x`, clip to `bounds`.
+
+    ``clip(x + project(x_adv + step_size * direction(grad) - x))``, in that order: Madry et al. 2018 (arXiv:1706.06083),
+    section 2.1. Clipping after projecting keeps the point in the ball for every `x` inside `bounds`; the pair is not the
+    Euclidean projection onto the intersection of ball and box.
+
+    The direction, by `step`:
+
+    * ``"sign"``: the sign of the gradient, sign(0) = 0. The linf rule; under "l2" it is the step of the AAT paper, whose
+      attacks follow YOPO (Zhang et al. 2019), so its "l2" numbers need it.
+    * ``"grad"``: the gradient divided by its own norm. The l2 rule everywhere; under "l1" the step of Foolbox, which the
+      l1 columns of AFD (Bashivan et al. 2021) use.
+    * ``"topq"``: signs of the ``max(1, round(q * n))`` largest entries (all entries tied with the smallest of them),
+      divided by their number: the sparse l1 steepest ascent of SLIDE (Tramer & Boneh 2019, arXiv:1904.13000, algorithm 1)
+      with q = 0.01 for CIFAR-10.
+    * ``"auto"``: "sign" for linf, "grad" for l2, "topq" for l1.
+
+    The l1 projection is exact and Euclidean (Duchi et al. 2008, figure 1), not a rescaling.
+
+    Hostile gradients never make NaN: a NaN entry counts as zero; under "grad" and "topq" a sample whose gradient is zero or
+    holds an infinite entry stays where it is; under "sign" an infinite entry steps by its sign.
+
+    Args:
+        x_adv, x: images [B, ...], float32 or float64, same shape, dtype and device. Contiguous or channels-last memory is
+            read as it lies; an input laid out otherwise than the result costs one copy.
+        grad: ascent direction [B, ...]; float32, bfloat16, float16, or float64 for float64 images.
+        step_size: pixel units; float, or tensor [] or [B] of the images' dtype. Negative descends (targeted attacks).
+        eps: radius in pixel units; float, or tensor [] or [B] of the images' dtype.
+        norm: "linf", "l2" or "l1".
+        bounds: lowest and highest pixel value.
+        step: see above.
+        q: fraction of the entries of a sample that a "topq" step moves, in (0, 1].
+        out: written instead of a new tensor; may be `x_adv` itself.
+
+    Returns:
+        `out`, or a new tensor like `x_adv`. It never requires a gradient.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, device, name or range. Values of tensors are not looked at (that would synchronise).
+    """
+    rule = _AUTO.get(norm, "sign") if step == "auto" else step
+    _check(x_adv, grad, x, norm, rule, bounds, q, out)
+    step_size = _scalar("step_size", step_size, x)
+    eps = _radius(eps, x, norm, bounds)
+    k = max(1, round(q * math.prod(x.shape[1:]))) if rule == "topq" else 0
+    if out is None:
+        out = torch.empty_like(x_adv)
+    arguments = (x_adv, grad, x, step_size, eps, NORMS.index(norm), STEPS.index(rule), k, *bounds)
+    select("pgd_step", x.device)(*arguments, out=out)
+    return out
+
+
+def _check(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    norm: str,
+    step: str,
+    bounds: tuple[float, float],
+    q: float,
+    out: Tensor | None,
+) -> None:
+    # Plain `raise`: torch._check with a message that closes over a tensor breaks fullgraph tracing.
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"pgd_step: x is {x.dtype}, expected float32 or float64: half-precision images leave the ball "
+            f"(1.09 eps after ten bfloat16 steps); keep images in float32 and run only the model in half precision"
+        )
+    if not grad.dtype.is_floating_point or (grad.dtype == torch.float64 and x.dtype == torch.float32):
+        raise TypeError(f"pgd_step: grad is {grad.dtype}, expected float32, bfloat16, float16 or the dtype of x, {x.dtype}")
+    for name, tensor in (("x_adv", x_adv), ("grad", grad), ("out", out)):
+        if tensor is None:
+            continue
+        if tensor.shape != x.shape:
+            raise ValueError(f"pgd_step: {name} has shape {tuple(tensor.shape)}, expected that of x, {tuple(x.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(f"pgd_step: {name} is on {tensor.device}, expected the device of x, {x.device}")
+        if name != "grad" and tensor.dtype != x.dtype:
+            raise TypeError(f"pgd_step: {name} is {tensor.dtype}, expected that of x, {x.dtype}")
+    if norm not in NORMS:
+        raise ValueError(f"pgd_step: norm is {norm!r}, expected one of {', '.join(NORMS)}")
+    if step not in STEPS:
+        raise ValueError(f"pgd_step: step is {step!r}, expected 'auto' or one of {', '.join(STEPS)}")
+    if step == "topq" and norm != "l1":
+        raise ValueError(f"pgd_step: step 'topq' is the l1 rule, norm is {norm!r}; use step 'auto'")
+    if x.dim() < 2 and (norm != "linf" or step != "sign"):
+        raise ValueError(f"pgd_step: x has shape {tuple(x.shape)}, expected [B, ...] to take the {norm} norm of each sample")
+    if not 0 < q <= 1:
+        raise ValueError(f"pgd_step: q is {q}, expected a fraction in (0, 1]")
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"pgd_step: bounds are {bounds}, expected (lowest, highest) with lowest < highest")
+
+
+def _scalar(name: str, value: float | Tensor, x: Tensor) -> Tensor:
+    """A float as a 0-d CPU tensor: a tensor argument is not specialised on by torch.compile, a float is."""
+    if not isinstance(value, Tensor):
+        return torch.scalar_tensor(value, dtype=x.dtype)
+    if value.dtype != x.dtype:
+        raise TypeError(f"pgd_step: {name} is {value.dtype}, expected that of x, {x.dtype}")
+    if value.dim() and value.shape != x.shape[:1]:
+        raise ValueError(f"pgd_step: {name} has shape {tuple(value.shape)}, expected () or ({x.shape[0]},)")
+    if value.device != x.device and (value.dim() or value.device.type != "cpu"):
+        raise ValueError(f"pgd_step: {name} is on {value.device}, expected the device of x, {x.device}")
+    return value
+
+
+def _radius(eps: float | Tensor, x: Tensor, norm: str, bounds: tuple[float, float]) -> Tensor:
+    if not isinstance(eps, Tensor):
+        if eps < 0:
+            raise ValueError(f"pgd_step: eps is {eps}, expected a radius >= 0")
+        if norm == "linf" and tuple(bounds) == (0.0, 1.0) and eps > 1:
+            raise ValueError(f"pgd_step: eps is {eps}, expected pixel units of [0, 1]; write {eps:g}/255 if you meant that")
+    return _scalar("eps", eps, x)
+
+
+def _reference(
+    x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, eps: Tensor, norm: int, step: int, k: int, lo: float, hi: float,
+    *, out: Tensor,
+) -> None:  # fmt: skip
+    names = {"norm": NORMS[norm], "step": STEPS[step]}
+    out.copy_(reference.pgd_step(x_adv, grad, x, step_size, eps, k=k, bounds=(lo, hi), **names))
+
+
+def _fake(*args: object, out: Tensor) -> None:
+    return None
+
+
+register(
+    "pgd_step",
+    "(Tensor x_adv, Tensor grad, Tensor x, Tensor step_size, Tensor eps, int norm, int step, SymInt k, float lo, float hi,"
+    " *, Tensor(a!) out) -> ()",
+    reference=_reference,
+    fake=_fake,
+    triton="pgd_step:launch",
+)
+
+
+def _samples(device: torch.device) -> Iterator[Sample]:
+    def images(*shape: int, dtype: torch.dtype = torch.float32, grad: torch.dtype | None = None) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(sum(shape))
+        x = torch.rand(shape, generator=generator, dtype=torch.float64)
+        x_adv = (x + torch.empty_like(x).uniform_(-0.1, 0.1, generator=generator)).clamp(0, 1)
+        g = torch.randn(shape, generator=generator, dtype=torch.float64) * 1e-3
+        g.flatten()[::5] = 0
+        return x_adv.to(device, dtype), g.to(device, grad or dtype), x.to(device, dtype)
+
+    for norm, eps, step_size in (("linf", 8 / 255, 2 / 255), ("l2", 0.5, 0.1), ("l1", 12.0, 1.0)):
+        steps = ("sign",) if norm == "linf" else ("sign", "grad") if norm == "l2" else STEPS
+        for step in steps:
+            rule = {"norm": norm, "step": step, "eps": eps, "step_size": step_size}
+            exact = norm == "linf"
+            yield Sample(f"{norm}-{step}", images(4, 3, 8, 8), rule, exact)
+            yield Sample(f"{norm}-{step}-odd", images(3, 1, 7, 5), rule, exact)
+            yield Sample(f"{norm}-{step}-double", images(2, 3, 5, 5, dtype=torch.float64), rule, exact)
+            yield Sample(f"{norm}-{step}-bf16", images(2, 3, 9, 9, grad=torch.bfloat16), rule, exact)
+            yield Sample(f"{norm}-{step}-fp16", images(2, 3, 9, 9, grad=torch.float16), rule, exact)
+            sizes = {
+                "eps": eps * torch.linspace(0, 1, 5, device=device),
+                "step_size": torch.linspace(-step_size, step_size, 5, device=device),
+            }
+            yield Sample(f"{norm}-{step}-per-sample", images(5, 3, 4, 4), {**rule, **sizes}, exact)
+            yield Sample(f"{norm}-{step}-empty", images(0, 3, 4, 4), rule, exact)
+            yield Sample(f"{norm}-{step}-large", images(2, 3, 41, 41), rule, exact)
+
+
+OPS["pgd_step"] = Op("pgd_step", pgd_step, _samples, ("pgd_step",))
