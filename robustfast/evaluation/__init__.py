@@ -1,0 +1,1 @@
+"""Protocols, metrics and tables: what a trained model is worth."""

@@ -1,0 +1,98 @@
+"""Tables for the terminal and for a markdown file: percent with two decimals, "-" where there is no number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from rich.table import Table
+
+from robustfast.evaluation.comparison import Cell, Comparison, method_label
+from robustfast.evaluation.document import records
+
+__all__ = ["accuracy_table", "comparison_markdown", "comparison_table", "detection_table", "percent"]
+
+
+def percent(fraction: float | None, *, signed: bool = False) -> str:
+    """A fraction as percent with two decimals ("97.50"), or "-" for None; `signed` always shows the sign."""
+    if fraction is None:
+        return "-"
+    return f"{100 * fraction:{'+' if signed else ''}.2f}"
+
+
+def accuracy_table(document: Mapping[str, Any]) -> Table:
+    """Accuracy of the three ways on natural images and under each attack of an `aat` document."""
+    table = Table(title=f"{document['dataset']}, {document['images']} {document['split']} images (percent)")
+    table.add_column("")
+    for heading in ("S", "R", "N", "DIA"):
+        table.add_column(heading, justify="right")
+    natural = document["natural"]
+    table.add_row("natural", *(percent(natural[way]) for way in "srn"), "-")
+    for name, record in records(document).items():
+        own, standard = record["adversarial"], record["standard_way"]
+        lines = {"each way through itself": {**own, "s": standard["s"]}}
+        # A one-way model has no standard way to attack: its line would be dashes alone.
+        if standard["s"] is not None:
+            lines["all through the standard way"] = standard
+        table.add_section()
+        for label, numbers in lines.items():
+            table.add_row(f"{name}, {label}", *(percent(numbers[key]) for key in ("s", "r", "n", "dia")))
+    return table
+
+
+def detection_table(document: Mapping[str, Any]) -> Table | None:
+    """Detection by disagreement of R and N (eq. 12), or None where no attack had all three ways to compare."""
+    table = Table(title="Detection: R and N disagree (percent)")
+    table.add_column("")
+    for heading in ("TPR", "FPR", "RAD", "raw", "calibrated"):
+        table.add_column(heading, justify="right")
+    keys = ("tpr", "fpr", "balanced_accuracy", "raw", "calibrated")
+    for name, record in records(document).items():
+        if record["detection"]["tpr"] is None:
+            continue
+        for label, section in (("half natural, half", "detection"), ("only", "detection_adversarial")):
+            table.add_row(f"{label} {name}", *(percent(record[section][key]) for key in keys))
+    return table if table.row_count else None
+
+
+def comparison_table(comparison: Comparison, note: str = "") -> Table:
+    """Ours, the paper's and the difference below each other, per method."""
+    table = Table(title=comparison.title, caption=note or None)
+    table.add_column("Method")
+    table.add_column("")
+    for column in comparison.columns:
+        table.add_column(f"{column.group}\n{column.heading}", justify="right")
+    for method, cells in comparison.rows.items():
+        table.add_section()
+        for label, values in _lines(cells):
+            table.add_row(method_label(method) if label == "ours" else "", label, *values)
+    return table
+
+
+def comparison_markdown(comparison: Comparison, note: str = "") -> str:
+    """The same table as GitHub markdown, ending in a newline."""
+    headings = ["Method", ""]
+    for group, columns in groupby(comparison.columns, key=lambda column: column.group):
+        headings += [f"{group} {column.heading}" for column in columns]
+    lines = [
+        f"### {comparison.title} (percent)",
+        "",
+        "| " + " | ".join(headings) + " |",
+        "|---|---|" + "---:|" * len(comparison.columns),
+    ]
+    for method, cells in comparison.rows.items():
+        for label, values in _lines(cells):
+            name = method_label(method) if label == "ours" else ""
+            lines.append("| " + " | ".join([name, label, *values]) + " |")
+    if note:
+        lines += ["", note]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(cells: tuple[Cell, ...]) -> list[tuple[str, list[str]]]:
+    lines = [("ours", [percent(cell.ours) for cell in cells])]
+    if any(cell.paper is not None for cell in cells):
+        lines.append(("paper", [percent(cell.paper) for cell in cells]))
+        lines.append(("difference", [percent(cell.difference, signed=True) for cell in cells]))
+    return lines
