@@ -57,9 +57,10 @@ def library(with_cuda: bool) -> Extension:
 
 def known_architectures() -> str:
     """Those of ARCHITECTURES that the toolkit compiles for, in the form of TORCH_CUDA_ARCH_LIST."""
-    nvcc = Path(cpp_extension.CUDA_HOME, "bin", "nvcc")
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-    return ";".join(a for a in ARCHITECTURES if "compute_" + a.removesuffix("+PTX").replace(".", "") in listed)
+    command = [Path(cpp_extension.CUDA_HOME, "bin", "nvcc"), "--list-gpu-arch"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    named = {arch: "compute_" + arch.removesuffix("+PTX").replace(".", "") for arch in ARCHITECTURES}
+    return ";".join(arch for arch, name in named.items() if name in listed)
 
 
 def say(message: str) -> None:

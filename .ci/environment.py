@@ -34,6 +34,7 @@ def choose():
         return "venv", f"its torch is {torch}, 2.10 or later is needed"
     if util.find_spec("pip") is None:
         return "venv", f"it has torch {torch} but no pip"
+    # A second venv on top of one would see the packages of its base, not those of the first.
     in_venv = sys.prefix != sys.base_prefix
     writable = os.access(sysconfig.get_path("purelib"), os.W_OK)
     if in_venv:
