@@ -49,7 +49,8 @@ GPU := $(if $(LINUX),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
 
 # --- set up -----------------------------------------------------------------------------------------------------------
 
-PIP := $(PY) -m pip --disable-pip-version-check install
+# --no-compile: Python compiles what is imported, a small part of torch; pip would compile all of it.
+PIP := $(PY) -m pip --disable-pip-version-check install --no-compile
 # The torch that is there stays: no package may replace it. ROBUSTFAST_BUILD=0: the library has a rule of its own, where
 # the compiler's messages are seen.
 INSTALL := ROBUSTFAST_BUILD=0 $(PIP) --quiet --no-build-isolation --constraint $(STAMPS)/constraints.txt
@@ -66,7 +67,7 @@ ifeq ($(KIND),venv)
 	@$(PIP) $(firstword $(TORCH))
 endif
 	@mkdir -p $(STAMPS)
-	@$(PY) -c 'import torch; print(f"torch=={torch.__version__}")' > $@
+	@$(PY) -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $@
 	@$(if $(filter venv,$(KIND)),echo $(lastword $(TORCH)) >> $@)
 
 $(STAMPS)/train: pyproject.toml setup.py $(STAMPS)/constraints.txt $(STALE)
@@ -95,8 +96,9 @@ $(STAMPS)/lint: $(STAMPS)/train
 # One robustfast/_C.so per checkout: the stamp carries the key of the environment that built it.
 .stamps/library-$(KEY): setup.py $(wildcard csrc/*) | $(STAMPS)/train
 	@mkdir -p .stamps && rm -f .stamps/library-*
-	@echo 'building robustfast/_C.so'
-	@$(PY) setup.py --quiet build_ext --inplace
+	@echo 'building robustfast/_C.so (.stamps/library.log)'
+	@$(PY) setup.py --quiet build_ext --inplace > .stamps/library.log
+	@test -f robustfast/_C.so || tail -n 30 .stamps/library.log
 	@touch $@
 
 comma := ,
