@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
-// Loops are compiled for AVX-512, AVX2 and baseline x86-64, and the loader picks: no -march=native, which makes binaries
-// that crash on other machines.
+// Loops are compiled for AVX-512, AVX2 and baseline x86-64, and the loader picks: no -march=native, which makes
+// binaries that crash on other machines.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define ROBUSTFAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

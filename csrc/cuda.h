@@ -29,16 +29,20 @@ inline bool aligned(const T* p) {
 
 struct Add {
   template <typename T>
-  __device__ T operator()(T a, T b) const { return a + b; }
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
 };
 
 struct Max {
   template <typename T>
-  __device__ T operator()(T a, T b) const { return a > b ? a : b; }
+  __device__ T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
 };
 
-// Combines one value per thread over the whole block; every thread gets the result. The order is fixed, so that two runs
-// agree bit for bit. blockDim.x must be a multiple of 32; `shared` holds 33 values.
+// Combines one value per thread over the whole block; every thread gets the result. The order is fixed, so that two
+// runs agree bit for bit. blockDim.x must be a multiple of 32; `shared` holds 33 values.
 template <typename T, typename Combine>
 __device__ T block_reduce(T value, Combine combine, T neutral, T* shared) {
   for (int offset = 16; offset > 0; offset /= 2) value = combine(value, __shfl_xor_sync(~0u, value, offset));

@@ -25,8 +25,8 @@ inline Tensor in_layout_of(const Tensor& t, const Tensor& like) {
   return copy;
 }
 
-// Whether each sample t[i] is one dense block, in any order of its dimensions, and samples follow each other: contiguous
-// and channels-last memory both are.
+// Whether each sample t[i] is one dense block, in any order of its dimensions, and samples follow each other:
+// contiguous and channels-last memory both are.
 inline bool is_dense_batch(const Tensor& t) {
   if (t.dim() == 0) return true;
   const int64_t block = t.size(0) ? t.numel() / t.size(0) : 0;

@@ -49,9 +49,9 @@ C10_HOST_DEVICE inline T pgd_step_linf(T x_adv, T g, T x, T step_size, T eps, Bo
 template <typename T>
 struct Move {
   Step step;
-  T step_size;    // Step::sign
-  double scale;   // Step::grad and Step::topq: step size over the length of the direction; 0 without a direction
-  T threshold;    // Step::topq: the k-th largest |g|
+  T step_size;   // Step::sign
+  double scale;  // Step::grad and Step::topq: step size over the length of the direction; 0 without a direction
+  T threshold;   // Step::topq: the k-th largest |g|
 
   C10_HOST_DEVICE inline T delta(T x_adv, T g, T x) const {
     T moved;
@@ -71,8 +71,8 @@ struct Move {
 // How a sample's delta comes back into the ball.
 struct Projection {
   Norm norm;
-  bool inside;   // leave delta as it is
-  double shrink; // l2: eps / |delta|; l1: the threshold tau
+  bool inside;    // leave delta as it is
+  double shrink;  // l2: eps / |delta|; l1: the threshold tau
 
   template <typename T>
   C10_HOST_DEVICE inline T operator()(T delta) const {

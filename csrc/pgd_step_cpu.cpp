@@ -20,8 +20,7 @@ using torch::headeronly::ScalarType;
 template <typename T, typename G>
 ROBUSTFAST_CLONES void step_linf(const T* x_adv, const G* g, const T* x, T* out, int64_t n, T step_size, T eps,
                                  Bounds<T> bounds) {
-  for (int64_t i = 0; i < n; ++i)
-    out[i] = pgd_step_linf(x_adv[i], static_cast<T>(g[i]), x[i], step_size, eps, bounds);
+  for (int64_t i = 0; i < n; ++i) out[i] = pgd_step_linf(x_adv[i], static_cast<T>(g[i]), x[i], step_size, eps, bounds);
 }
 
 // Sum over i of term(i), in float64, in kLanes interleaved partial sums.
@@ -52,7 +51,8 @@ ROBUSTFAST_CLONES double l1_threshold(const T* delta, int64_t n, double length, 
   double tau = (length - eps) / n;
   for (double count = n, last = n + 1; count < last;) {
     last = count;
-    const double inside = sum(n, [=](int64_t i) { return std::fabs(double(delta[i])) > tau ? std::fabs(double(delta[i])) : 0; });
+    const double inside =
+        sum(n, [=](int64_t i) { return std::fabs(double(delta[i])) > tau ? std::fabs(double(delta[i])) : 0; });
     count = sum(n, [=](int64_t i) { return std::fabs(double(delta[i])) > tau ? 1.0 : 0.0; });
     if (count == 0) break;
     tau = (inside - eps) / count;
@@ -62,8 +62,8 @@ ROBUSTFAST_CLONES double l1_threshold(const T* delta, int64_t n, double length, 
 
 // One sample; `grad` and `delta` are scratch of n values.
 template <typename T, typename G>
-ROBUSTFAST_CLONES void step_sample(const T* x_adv, const G* g, const T* x, T* out, int64_t n, T step_size, T eps, Norm norm,
-                                   Step step, int64_t k, Bounds<T> bounds, T* grad, T* delta) {
+ROBUSTFAST_CLONES void step_sample(const T* x_adv, const G* g, const T* x, T* out, int64_t n, T step_size, T eps,
+                                   Norm norm, Step step, int64_t k, Bounds<T> bounds, T* grad, T* delta) {
   for (int64_t i = 0; i < n; ++i) grad[i] = zero_nan(static_cast<T>(g[i]));
   Move<T> move{step, step_size, 0, 0};
   if (step != Step::sign) {
@@ -99,8 +99,8 @@ struct PerSample {
 };
 
 template <typename T, typename G>
-void run(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Tensor& step_size, const Tensor& eps, Norm norm,
-         Step step, int64_t k, Bounds<T> bounds, Tensor& out) {
+void run(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Tensor& step_size, const Tensor& eps,
+         Norm norm, Step step, int64_t k, Bounds<T> bounds, Tensor& out) {
   const auto* a = static_cast<const T*>(x_adv.const_data_ptr());
   const auto* g = static_cast<const G*>(grad.const_data_ptr());
   const auto* c = static_cast<const T*>(x.const_data_ptr());
@@ -116,8 +116,8 @@ void run(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Tensor&
   torch::stable::parallel_for(0, out.size(0), std::max<int64_t>(1, kGrain / n), [&](int64_t begin, int64_t end) {
     std::vector<T> scratch(2 * n);
     for (int64_t i = begin; i < end; ++i)
-      step_sample(a + i * n, g + i * n, c + i * n, o + i * n, n, steps[i], radii[i], norm, step, k, bounds, scratch.data(),
-                  scratch.data() + n);
+      step_sample(a + i * n, g + i * n, c + i * n, o + i * n, n, steps[i], radii[i], norm, step, k, bounds,
+                  scratch.data(), scratch.data() + n);
   });
 }
 

@@ -121,16 +121,19 @@ def register(
 _SCHEMAS: list[str] = []
 
 
+_BUILD = "pip install --no-build-isolation --no-deps -e ."
+
+
 def _load_library() -> str | None:
     """Load robustfast/_C.so; None when it is loaded, else why it is not and how to mend it."""
     path = Path(__file__).resolve().parent.parent / "_C.so"
     if not path.exists():
-        return "robustfast/_C.so is not built; run: pip install --no-build-isolation --no-deps -e . (needs a C++ compiler)"
+        return "robustfast/_C.so is not built (it needs a C++ compiler); run: " + _BUILD
     try:
         torch.ops.load_library(path)
     except OSError as error:
         reason = str(error).splitlines()[0]
-        return f"robustfast/_C.so does not load ({reason}); rebuild: pip install --no-build-isolation --no-deps -e ."
+        return f"robustfast/_C.so does not load ({reason}); rebuild it: {_BUILD}"
     return None
 
 

@@ -33,29 +33,29 @@ def pgd_step(
 ) -> Tensor:
     """One step of projected gradient ascent: step, project onto the eps-ball around `x`, clip to `bounds`.
 
-    ``clip(x + project(x_adv + step_size * direction(grad) - x))``, in that order: Madry et al. 2018 (arXiv:1706.06083),
-    section 2.1. Clipping after projecting keeps the point in the ball for every `x` inside `bounds`; the pair is not the
-    Euclidean projection onto the intersection of ball and box.
+    ``clip(x + project(x_adv + step_size * direction(grad) - x))``, in that order: Madry et al. 2018
+    (arXiv:1706.06083), section 2.1. Clipping after projecting keeps the point in the ball for every `x` inside
+    `bounds`; the pair is not the Euclidean projection onto the intersection of ball and box.
 
     The direction, by `step`:
 
-    * ``"sign"``: the sign of the gradient, sign(0) = 0. The linf rule; under "l2" it is the step of the AAT paper, whose
-      attacks follow YOPO (Zhang et al. 2019), so its "l2" numbers need it.
-    * ``"grad"``: the gradient divided by its own norm. The l2 rule everywhere; under "l1" the step of Foolbox, which the
-      l1 columns of AFD (Bashivan et al. 2021) use.
+    * ``"sign"``: the sign of the gradient, sign(0) = 0. The linf rule; under "l2" it is the step of the AAT paper,
+      whose attacks follow YOPO (Zhang et al. 2019), so its "l2" numbers need it.
+    * ``"grad"``: the gradient divided by its own norm. The l2 rule everywhere; under "l1" the step of Foolbox, which
+      the l1 columns of AFD (Bashivan et al. 2021) use.
     * ``"topq"``: signs of the ``max(1, round(q * n))`` largest entries (all entries tied with the smallest of them),
-      divided by their number: the sparse l1 steepest ascent of SLIDE (Tramer & Boneh 2019, arXiv:1904.13000, algorithm 1)
-      with q = 0.01 for CIFAR-10.
+      divided by their number: the sparse l1 steepest ascent of SLIDE (Tramer & Boneh 2019, arXiv:1904.13000,
+      algorithm 1), with q = 0.01 for CIFAR-10.
     * ``"auto"``: "sign" for linf, "grad" for l2, "topq" for l1.
 
     The l1 projection is exact and Euclidean (Duchi et al. 2008, figure 1), not a rescaling.
 
-    Hostile gradients never make NaN: a NaN entry counts as zero; under "grad" and "topq" a sample whose gradient is zero or
-    holds an infinite entry stays where it is; under "sign" an infinite entry steps by its sign.
+    Hostile gradients never make NaN: a NaN entry counts as zero; under "grad" and "topq" a sample whose gradient is
+    zero or holds an infinite entry stays where it is; under "sign" an infinite entry steps by its sign.
 
     Args:
-        x_adv, x: images [B, ...], float32 or float64, same shape, dtype and device. Contiguous or channels-last memory is
-            read as it lies; an input laid out otherwise than the result costs one copy.
+        x_adv, x: images [B, ...], float32 or float64, same shape, dtype and device. Contiguous or channels-last
+            memory is read as it lies; an input laid out otherwise than the result costs one copy.
         grad: ascent direction [B, ...]; float32, bfloat16, float16, or float64 for float64 images.
         step_size: pixel units; float, or tensor [] or [B] of the images' dtype. Negative descends (targeted attacks).
         eps: radius in pixel units; float, or tensor [] or [B] of the images' dtype.
@@ -101,12 +101,16 @@ def _check(
             f"(1.09 eps after ten bfloat16 steps); keep images in float32 and run only the model in half precision"
         )
     if not grad.dtype.is_floating_point or (grad.dtype == torch.float64 and x.dtype == torch.float32):
-        raise TypeError(f"pgd_step: grad is {grad.dtype}, expected float32, bfloat16, float16 or the dtype of x, {x.dtype}")
+        raise TypeError(
+            f"pgd_step: grad is {grad.dtype}, expected float32, bfloat16, float16 or the dtype of x, {x.dtype}"
+        )
     for name, tensor in (("x_adv", x_adv), ("grad", grad), ("out", out)):
         if tensor is None:
             continue
         if tensor.shape != x.shape:
-            raise ValueError(f"pgd_step: {name} has shape {tuple(tensor.shape)}, expected that of x, {tuple(x.shape)}")
+            raise ValueError(
+                f"pgd_step: {name} has shape {tuple(tensor.shape)}, expected that of x, {tuple(x.shape)}"
+            )
         if tensor.device != x.device:
             raise ValueError(f"pgd_step: {name} is on {tensor.device}, expected the device of x, {x.device}")
         if name != "grad" and tensor.dtype != x.dtype:
@@ -118,7 +122,9 @@ def _check(
     if step == "topq" and norm != "l1":
         raise ValueError(f"pgd_step: step 'topq' is the l1 rule, norm is {norm!r}; use step 'auto'")
     if x.dim() < 2 and (norm != "linf" or step != "sign"):
-        raise ValueError(f"pgd_step: x has shape {tuple(x.shape)}, expected [B, ...] to take the {norm} norm of each sample")
+        raise ValueError(
+            f"pgd_step: x has shape {tuple(x.shape)}, expected [B, ...] to take the {norm} norm of each sample"
+        )
     if not 0 < q <= 1:
         raise ValueError(f"pgd_step: q is {q}, expected a fraction in (0, 1]")
     if not bounds[0] < bounds[1]:
@@ -143,13 +149,15 @@ def _radius(eps: float | Tensor, x: Tensor, norm: str, bounds: tuple[float, floa
         if eps < 0:
             raise ValueError(f"pgd_step: eps is {eps}, expected a radius >= 0")
         if norm == "linf" and tuple(bounds) == (0.0, 1.0) and eps > 1:
-            raise ValueError(f"pgd_step: eps is {eps}, expected pixel units of [0, 1]; write {eps:g}/255 if you meant that")
+            raise ValueError(
+                f"pgd_step: eps is {eps}, expected pixel units of [0, 1]; write {eps:g}/255 if you meant that"
+            )
     return _scalar("eps", eps, x)
 
 
 def _reference(
-    x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, eps: Tensor, norm: int, step: int, k: int, lo: float, hi: float,
-    *, out: Tensor,
+    x_adv: Tensor, grad: Tensor, x: Tensor, step_size: Tensor, eps: Tensor, norm: int, step: int, k: int,
+    lo: float, hi: float, *, out: Tensor,
 ) -> None:  # fmt: skip
     names = {"norm": NORMS[norm], "step": STEPS[step]}
     out.copy_(reference.pgd_step(x_adv, grad, x, step_size, eps, k=k, bounds=(lo, hi), **names))
@@ -161,8 +169,8 @@ def _fake(*args: object, out: Tensor) -> None:
 
 register(
     "pgd_step",
-    "(Tensor x_adv, Tensor grad, Tensor x, Tensor step_size, Tensor eps, int norm, int step, SymInt k, float lo, float hi,"
-    " *, Tensor(a!) out) -> ()",
+    "(Tensor x_adv, Tensor grad, Tensor x, Tensor step_size, Tensor eps, int norm, int step, SymInt k, float lo,"
+    " float hi, *, Tensor(a!) out) -> ()",
     reference=_reference,
     fake=_fake,
     triton="pgd_step:launch",
@@ -170,7 +178,9 @@ register(
 
 
 def _samples(device: torch.device) -> Iterator[Sample]:
-    def images(*shape: int, dtype: torch.dtype = torch.float32, grad: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    def images(
+        *shape: int, dtype: torch.dtype = torch.float32, grad: torch.dtype | None = None
+    ) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(sum(shape))
         x = torch.rand(shape, generator=generator, dtype=torch.float64)
         x_adv = (x + torch.empty_like(x).uniform_(-0.1, 0.1, generator=generator)).clamp(0, 1)

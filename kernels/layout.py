@@ -1,0 +1,33 @@
+"""How Triton kernels see image tensors: a batch of dense samples, all laid out alike."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+__all__ = ["NO_FMA", "in_layout_of", "is_dense_batch"]
+
+# Launch options of every kernel: contraction into fused multiply-add would round once where the reference rounds twice.
+# The interpreter knows no such option, and never contracts.
+NO_FMA = {} if os.environ.get("TRITON_INTERPRET") == "1" else {"enable_fp_fusion": False}
+
+
+def is_dense_batch(t: Tensor) -> bool:
+    """Whether samples of `t` [B, ...] follow each other, each one dense block, in any order of its dimensions."""
+    block = t[0].numel() if len(t) else 0
+    if len(t) > 1 and t.stride(0) != block:
+        return False
+    filled = 1
+    for size, stride in sorted(zip(t.shape[1:], t.stride()[1:], strict=True), key=lambda pair: pair[1]):
+        if size > 1 and stride != filled:
+            return False
+        filled *= size
+    return True
+
+
+def in_layout_of(t: Tensor, like: Tensor) -> Tensor:
+    """`t` itself if its strides are those of `like`, else a copy that has them."""
+    same = all(a == b for size, a, b in zip(t.shape, t.stride(), like.stride(), strict=True) if size > 1)
+    return t if same else torch.empty_like(like, dtype=t.dtype).copy_(t)
