@@ -1,0 +1,53 @@
+"""Data sets: `load` reads any of the formats into a uint8 `Dataset`, and `Feed` serves it in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from robustfast.data import digits, fashion_mnist, image_folder, mnist, svhn
+from robustfast.data.cifar import load_cifar10, load_cifar100
+from robustfast.data.dataset import SPLITS, Dataset
+from robustfast.data.feed import Batch, Feed
+from robustfast.errors import UserError
+from robustfast.registry import lookup
+
+__all__ = ["DATASETS", "SPLITS", "Batch", "Dataset", "Feed", "load"]
+
+DATASETS: Mapping[str, Callable[[str, str | Path | None], Dataset]] = MappingProxyType(
+    {
+        "digits": digits.load,
+        "mnist": mnist.load,
+        "fashion_mnist": fashion_mnist.load,
+        "cifar10": load_cifar10,
+        "cifar100": load_cifar100,
+        "svhn": svhn.load,
+        "image_folder": image_folder.load,
+    }
+)
+
+
+def load(
+    name: str, split: str, data_dir: str | Path | None = None, *, image_size: int | None = None
+) -> Dataset:
+    """Load one split of a data set, checked.
+
+    Args:
+        name: one of `DATASETS`.
+        split: "train" or "test".
+        data_dir: the folder searched for the set's files, itself and its subfolders with the set's usual names;
+            not needed for digits.
+        image_size: for image_folder alone, the side to which images are resized.
+
+    Raises:
+        UserError: an unknown name or split, missing, truncated or corrupt files, labels out of range.
+    """
+    loader = lookup("data set", DATASETS, name)
+    if image_size is None:
+        return loader(split, data_dir)
+    if name != "image_folder":
+        raise UserError(
+            f"image_size is given for {name}, whose images have one size; it is for image_folder: omit it"
+        )
+    return image_folder.load(split, data_dir, image_size=image_size)
