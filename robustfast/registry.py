@@ -27,5 +27,5 @@ def lookup(kind: str, table: Mapping[str, T], name: str) -> T:
     if name in table:
         return table[name]
     close = get_close_matches(name, table, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UserError(f"unknown {kind} {name!r}{hint} Known: {', '.join(sorted(table))}")
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    raise UserError(f"unknown {kind} {name!r}{hint} known: {', '.join(sorted(table))}")
