@@ -1,4 +1,4 @@
-"""A small batch-normed network for the 8x8 digits: about 1 M multiply-adds an image, so that AAT++ trains in minutes on a CPU."""
+"""A small batch-normed network for the 8x8 digits, so cheap that AAT++ trains in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["DigitsCNN"]
 class DigitsCNN(nn.Module):
     """Images [B, in_channels, 8, 8] to features [B, 128].
 
-    Three 3x3 convolutions with batch norm and ReLU, 32-64-64 channels; the second has stride 2, so the third and the linear
-    layer see 4x4 maps.
+    Three 3x3 convolutions with batch norm and ReLU, 32-64-64 channels; the second has stride 2, so the third
+    and the linear layer see 4x4 maps.
 
     Args:
         in_channels: channels of the images.

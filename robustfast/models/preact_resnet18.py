@@ -12,9 +12,10 @@ __all__ = ["PreActResNet18"]
 class PreActResNet18(nn.Module):
     """Images [B, in_channels, H, W] (made for 32x32) to features [B, 512].
 
-    He et al. 2016 with the CIFAR stem (3x3, stride 1): four stages of two blocks, 64-128-256-512 channels, strides 1-2-2-2, then
-    the mean over all positions of the **raw** last sum. Most versions normalise and rectify there; the one AAT was measured with
-    (Zhang et al. 2019, YOPO) does not, so features may be negative. Default PyTorch initialisation.
+    He et al. 2016 with the CIFAR stem (3x3, stride 1): four stages of two blocks, 64-128-256-512 channels,
+    strides 1-2-2-2, then the mean over all positions of the **raw** last sum. Most versions normalise and
+    rectify there; the one AAT was measured with (Zhang et al. 2019, YOPO) does not, so features may be
+    negative. Default PyTorch initialisation.
 
     Args:
         in_channels: channels of the images.
@@ -41,8 +42,10 @@ class PreActResNet18(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-conv plus a shortcut: the input itself or, where the shape changes, a 1x1 convolution of the
-    **activated** input."""
+    """BN-ReLU-conv-BN-ReLU-conv plus a shortcut.
+
+    The shortcut is the input itself or, where the shape changes, a 1x1 convolution of the **activated** input.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()

@@ -11,9 +11,10 @@ __all__ = ["SmallCNN"]
 class SmallCNN(nn.Module):
     """Images [B, in_channels, 28, 28] to features [B, 200].
 
-    Zhang et al. 2019 (TRADES), SmallCNN, without its last layer (AAT, appendix B.1): four unpadded 3x3 convolutions
-    32-32-64-64, each with ReLU, max-pooled after the second and the fourth, then 1024 -> 200 -> 200 with dropout 0.5 between.
-    Convolutions start Kaiming-normal (fan in) with zero bias; the linear layers keep PyTorch's default.
+    Zhang et al. 2019 (TRADES), SmallCNN, without its last layer (AAT, appendix B.1): four unpadded 3x3
+    convolutions 32-32-64-64, each with ReLU, max-pooled after the second and the fourth, then 1024 -> 200 ->
+    200 with dropout 0.5 between. Convolutions start Kaiming-normal (fan in) with zero bias; the linear layers
+    keep PyTorch's default.
 
     Args:
         in_channels: channels of the images.

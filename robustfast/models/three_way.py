@@ -1,4 +1,4 @@
-"""One image, two representations, three predictions: the model that AAT pulls robust and non-robust features apart with."""
+"""One image, two representations, three predictions: the model that robust features are pulled apart with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustfast.errors import UserError
 from robustfast.models.backbone import backbone as named_backbone
+from robustfast.ops import three_way_head
 
 __all__ = ["ENCODERS", "ThreeWay", "Way"]
 
@@ -31,8 +32,9 @@ class ThreeWay(nn.Module):
     The zeros are constants: h_r neither runs g_n nor sends it a gradient, and h_n the same with g_r.
 
     Args:
-        backbone: a registered name (`robustfast.models.MODELS`) or a function without arguments that builds a module
-            [B, ...] -> [B, features] with the int attribute `features`. Called twice: the encoders share no weights.
+        backbone: a registered name (`robustfast.models.MODELS`) or a function without arguments that builds a
+            module [B, ...] -> [B, features] with the int attribute `features`. Called twice: the encoders share
+            no weights.
         num_classes: C, 2 or more.
         in_channels: channels of the images; needed with a name, refused with a function (which knows it already).
 
@@ -65,7 +67,7 @@ class ThreeWay(nn.Module):
         )
 
     def encode(self, x: Tensor, which: str = "rn") -> dict[str, Tensor]:
-        """Representations [B, H] of images `x` by the encoders named in `which`, "r", "n" or both; each runs once."""
+        """Representations [B, H] of images `x` by the encoders named, "r", "n" or both; each runs once."""
         encoders = {"r": self.encoder_r, "n": self.encoder_n}
         _check_letters("encoders", which, encoders)
         return {name: encoders[name](x) for name in which}
@@ -83,15 +85,15 @@ class ThreeWay(nn.Module):
             raise ValueError(f"ways {ways!r} need the representations {needed!r}, got {''.join(z)!r}")
         first, _, last = self.head
         if len(ways) == 3:
-            from robustfast.ops import three_way_head
-
             logits = three_way_head(z["r"], z["n"], first.weight, first.bias, last.weight, last.bias)
             by_way = dict(zip("srn", logits, strict=True))
             return {way: by_way[way] for way in ways}
         columns = dict(zip("rn", first.weight.chunk(2, dim=1), strict=True))
-        half = {name: F.linear(z[name], columns[name]) for name in needed}
-        hidden = {way: torch.relu(sum(half[name] for name in ENCODERS[way]) + first.bias) for way in ways}
-        return {way: last(hidden[way]) for way in ways}
+        # Half-precision products are added in the bias's float32 and rounded once, as `three_way_head` does.
+        half = {name: F.linear(z[name], columns[name]).to(first.bias.dtype) for name in needed}
+        if "s" in ways:
+            half["s"] = half["r"] + half["n"]
+        return {way: last(torch.relu(half[way] + first.bias)) for way in ways}
 
     def ways(self, x: Tensor, ways: str = "srn") -> dict[str, Tensor]:
         """Logits [B, C] of each way named in `ways`, in that order; every encoder they need runs once."""

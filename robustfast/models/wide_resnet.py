@@ -15,9 +15,10 @@ __all__ = ["WideResNet", "wide_resnet"]
 class WideResNet(nn.Module):
     """Images [B, in_channels, H, W] (made for 32x32) to features [B, 64 * width].
 
-    Zagoruyko and Komodakis 2016: a 16-channel stem, three groups of (depth - 4) / 6 pre-activation blocks with 16, 32 and 64 times
-    `width` channels and strides 1-2-2, then batch norm, ReLU and the mean over all positions. A block whose channels change takes
-    its shortcut from the activated input. No dropout, default PyTorch initialisation (YOPO switches the usual He start off).
+    Zagoruyko and Komodakis 2016: a 16-channel stem, three groups of (depth - 4) / 6 pre-activation blocks with
+    16, 32 and 64 times `width` channels and strides 1-2-2, then batch norm, ReLU and the mean over all
+    positions. A block whose channels change takes its shortcut from the activated input. No dropout, default
+    PyTorch initialisation (YOPO switches the usual He start off).
 
     Args:
         depth: layers in the paper's count: 10, 16, 22, 28, 34, 40, ...
@@ -32,7 +33,9 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
-            raise UserError(f"wide_resnet depth {depth}: expected 6n + 4 with n >= 1: 10, 16, 22, 28, 34, 40, ...")
+            raise UserError(
+                f"wide_resnet depth {depth}: expected 6n + 4 with n >= 1: 10, 16, 22, 28, 34, 40, ..."
+            )
         if width < 1:
             raise UserError(f"wide_resnet width {width}: expected 1 or more")
         self.features = 64 * width

@@ -32,5 +32,7 @@ def test_bad_wide_resnet_depth_by_name():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match="unknown model 'resnet'.*digits_cnn.*preact_resnet18.*wide_resnet34_10"):
+    with pytest.raises(
+        UserError, match=r"unknown model 'resnet'.*digits_cnn.*preact_resnet18.*wide_resnet34_10"
+    ):
         backbone("resnet", in_channels=3)

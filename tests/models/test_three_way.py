@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from robustfast.errors import UserError
-from robustfast.models import ThreeWay
+from robustfast.models import ThreeWay, three_way
 from robustfast.models.three_way import ENCODERS
 
 
@@ -82,6 +82,21 @@ def test_zeros_are_constants_no_gradient_reaches_the_other_encoder(model, x, nam
         assert parameter.grad is None or not parameter.grad.any()
     assert model.head[0].weight.grad[:, own[name]].any()
     assert not model.head[0].weight.grad[:, own[other]].any()
+
+
+def test_three_ways_at_once_go_through_the_fused_head(model, x, monkeypatch):
+    calls = []
+
+    def head(z_r, z_n, *weights):
+        calls.append(z_r.shape)
+        return fused(z_r, z_n, *weights)
+
+    fused = three_way.three_way_head
+    monkeypatch.setattr(three_way, "three_way_head", head)
+    model.ways(x, "nrs")
+    assert calls == [(7, 6)]
+    model.ways(x, "rn")
+    assert len(calls) == 1
 
 
 def test_gradients_of_three_ways_are_those_of_the_definition(model, x):

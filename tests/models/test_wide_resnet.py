@@ -10,7 +10,9 @@ def expected_parameters(depth, width):
     total, cin = 3 * 9 * 16, 16
     for cout in (16 * width, 32 * width, 64 * width):
         for _ in range(blocks):
-            total += 2 * cin + 9 * cin * cout + 2 * cout + 9 * cout * cout + (cin * cout if cin != cout else 0)
+            total += (
+                2 * cin + 9 * cin * cout + 2 * cout + 9 * cout * cout + (cin * cout if cin != cout else 0)
+            )
             cin = cout
     return total + 2 * cin
 
@@ -37,7 +39,9 @@ def test_no_dropout():
 
 @pytest.mark.parametrize("depth", [4, 12, 18, 33, -2])
 def test_impossible_depth_is_refused_in_one_line(depth):
-    with pytest.raises(UserError, match=rf"^wide_resnet depth {depth}: expected 6n \+ 4 with n >= 1: 10, 16, 22.*$"):
+    with pytest.raises(
+        UserError, match=rf"^wide_resnet depth {depth}: expected 6n \+ 4 with n >= 1: 10, 16, 22.*$"
+    ):
         wide_resnet(depth, 10)
 
 
