@@ -49,6 +49,7 @@ GPU := $(if $(LINUX),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
 
 # --- set up -----------------------------------------------------------------------------------------------------------
 
+export PIP_ROOT_USER_ACTION := ignore
 # --no-compile: Python compiles what is imported, a small part of torch; pip would compile all of it.
 PIP := $(PY) -m pip --disable-pip-version-check install --no-compile
 # The torch that is there stays: no package may replace it. ROBUSTFAST_BUILD=0: the library has a rule of its own, where
