@@ -1,114 +1,136 @@
 """The AAT protocol: three ways on natural images, under attack, and as a detector.
 
-Source: AAT sections 2.4, 2.5 and 3.1, appendix C.
+Source: AAT sections 2.4, 2.5 and 3.1, appendix C. Numbers in `robustfast.evaluation.metrics`, layout of the file in
+`robustfast.evaluation.document`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
-import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 
-from robustfast.attacks import eval_mode
+import robustfast
+from robustfast.data import Feed, load
+from robustfast.errors import UserError
+from robustfast.evaluation.attacks import EvaluationAttack, attacks_for
+from robustfast.evaluation.curves import held_out_curves
+from robustfast.evaluation.document import assemble, write
 from robustfast.evaluation.metrics import accuracy, detection, dia
-from robustfast.models import ThreeWay
+from robustfast.evaluation.predictions import Predictions, predict
+from robustfast.evaluation.tables import accuracy_table, detection_table
+from robustfast.objectives import OBJECTIVES
+from robustfast.registry import lookup
+from robustfast.training.fit import data_folder
+from robustfast.training.held_out import spread
+from robustfast.training.run_folder import load_run
+from robustfast.visualization import disentanglement_bars, disentanglement_curve
 
-__all__ = ["AttackedPredictions", "Predictions", "aat_numbers", "predict"]
+__all__ = ["FILE", "aat_numbers", "draw", "evaluate_run"]
 
-_DETECTION_KEYS = ("tpr", "fpr", "balanced_accuracy", "raw", "calibrated")
-
-
-class Attack(Protocol):
-    """Attacks several ways at once, as `robustfast.attacks.ThreeWayPGD`: way -> adversarial images."""
-
-    def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> Mapping[str, Tensor]: ...
-
-
-@dataclass
-class AttackedPredictions:
-    """Predicted labels int64 [N] under one attack.
-
-    Attributes:
-        own: way to its predictions on images that attack this very way.
-        standard: way to its predictions on images that attack the standard way; empty if that way was not trained.
-        zero_gradient, nonfinite_gradient: attacked images that met such a gradient at some step.
-    """
-
-    own: dict[str, Tensor] = field(default_factory=dict)
-    standard: dict[str, Tensor] = field(default_factory=dict)
-    zero_gradient: int = 0
-    nonfinite_gradient: int = 0
+FILE = Path("evaluation") / "aat.json"
+"""Where in a run folder the numbers are written."""
 
 
-@dataclass
-class Predictions:
-    """Everything the protocol's arithmetic needs: true labels, predictions per way, and those under each attack."""
-
-    labels: Tensor
-    natural: dict[str, Tensor]
-    attacked: dict[str, AttackedPredictions]
-
-
-def predict(
-    model: ThreeWay,
-    batches: Iterable[Any],
-    attacks: Mapping[str, Attack],
+def evaluate_run(
+    path: Path,
+    attacks: Sequence[EvaluationAttack] = (),
     *,
-    ways: str = "srn",
-    on_batch: Callable[[int], None] = lambda images: None,
-) -> Predictions:
-    """Predict natural and attacked images by every trained way; the model is in eval mode meanwhile.
+    images: int | None = None,
+    checkpoint: Literal["last", "best"] = "last",
+    device: str = "auto",
+    batch_size: int | None = None,
+    data_dir: Path | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run on its test split in float32, print its tables, and keep numbers and figures in its folder.
 
     Args:
-        model: the three-way model.
-        batches: of `robustfast.data.Batch`: x float32 [B, C, H, W] in [0, 1], y int64 [B], index int64 [B].
-        attacks: name to an attack on `ways`.
-        ways: the ways that were trained; the others are neither attacked nor predicted.
-        on_batch: called after each batch and attack with the number of images attacked, for a progress bar.
+        path: the run folder.
+        attacks: what to attack with; none takes the data set's own. The first one leads the file.
+        images: how many test images, spread evenly over the split; None takes all.
+        checkpoint: "last" is what the paper reports, "best" had the highest held-out robust accuracy in training.
+        device: "auto", "cpu" or "cuda".
+        batch_size: images a batch; None takes the run's. Does not change which adversarial images are found.
+        data_dir: folder of the data sets; None takes the run's.
+        console: where the tables go, and the progress bar if it is a terminal; None is stdout.
 
     Returns:
-        Predictions on the CPU.
+        The document, as `robustfast.evaluation.document` lays it out.
+
+    Raises:
+        UserError: no run there, a damaged one, data missing, or a folder that cannot be written.
     """
-    labels: list[Tensor] = []
-    natural: list[dict[str, Tensor]] = []
-    own: dict[str, list[dict[str, Tensor]]] = {name: [] for name in attacks}
-    standard: dict[str, list[dict[str, Tensor]]] = {name: [] for name in attacks}
-    counts = {name: [0, 0] for name in attacks}
-    with eval_mode(model):
-        for batch in batches:
-            labels.append(batch.y)
-            natural.append(_labels(model, batch.x, ways))
-            for name, attack in attacks.items():
-                x_adv = attack(batch.x, batch.y, batch.index)
-                report = getattr(attack, "report", None)
-                if report is not None:
-                    counts[name][0] += int(report.zero_gradient)
-                    counts[name][1] += int(report.nonfinite_gradient)
-                through_standard = _labels(model, x_adv["s"], ways) if "s" in ways else {}
-                standard[name].append(through_standard)
-                # The standard way's own attack is the standard-way attack: predict it once.
-                own[name].append(
-                    {
-                        way: through_standard["s"] if way == "s" else _labels(model, x_adv[way], way)[way]
-                        for way in ways
-                    }
-                )
-                on_batch(len(batch.y))
-    return Predictions(
-        torch.cat(labels).cpu(),
-        _concatenate(natural),
-        {
-            name: AttackedPredictions(_concatenate(own[name]), _concatenate(standard[name]), *counts[name])
-            for name in attacks
-        },
+    console = console or Console(highlight=False)
+    run = load_run(path, which=checkpoint, device=device)
+    config = run.config
+    target = next(run.model.parameters()).device
+    ways = lookup("objective", OBJECTIVES, config.method).main_ways
+    split = load(config.dataset, "test", data_dir or data_folder(config))
+    if images is not None and not 1 <= images <= len(split):
+        raise UserError(f"--images {images}: expected 1 to {len(split)}, the test images of {config.dataset}")
+    chosen = spread(split, len(split) if images is None else images)
+    feed = Feed(
+        chosen,
+        config.batch_size if batch_size is None else batch_size,
+        seed=config.seed,
+        device=target,
+        channels_last=config.channels_last,
+        shuffle=False,
     )
+    attacks = tuple(attacks) or attacks_for(config.dataset)
+    built = {attack.name: attack.build(run.model, ways) for attack in attacks}
+    with _progress(len(chosen) * len(attacks), console) as advance:
+        predictions = predict(run.model, feed.batches(0), built, ways=ways, on_batch=advance)
+    natural, numbers = aat_numbers(predictions)
+    header = {
+        "protocol": "aat",
+        "robustfast": robustfast.__version__,
+        "preset": config.preset,
+        "method": config.method,
+        "ways": ways,
+        "checkpoint": {"name": checkpoint, "epoch": run.epoch},
+        "dataset": config.dataset,
+        "split": "test",
+        "images": len(chosen),
+        "images_in_split": len(split),
+        "precision": "fp32",
+        "device": target.type,
+        "natural": natural,
+    }
+    records = {
+        attack.name: {
+            "attack": attack.as_json(),
+            "images": len(chosen),
+            **numbers[attack.name],
+            "gradients": {
+                "zero": predictions.attacked[attack.name].zero_gradient,
+                "nonfinite": predictions.attacked[attack.name].nonfinite_gradient,
+            },
+        }
+        for attack in attacks
+    }
+    document = assemble(header, records)
+    write(path / FILE, document)
+    figures = draw(path, document)
+    console.print(accuracy_table(document))
+    if (table := detection_table(document)) is not None:
+        console.print(table)
+    written = ", ".join(str(file) for file in (path / FILE, *figures))
+    console.print(f"written: {written}", markup=False, soft_wrap=True)
+    return document
 
 
-def aat_numbers(predictions: Predictions) -> tuple[dict[str, float | None], dict[str, dict[str, Any]]]:
-    """The protocol's numbers from predictions: fractions, None for what a missing way leaves undefined.
+def aat_numbers(
+    predictions: Predictions,
+) -> tuple[dict[str, float | None], dict[str, dict[str, dict[str, float | None]]]]:
+    """The protocol's numbers from predictions: fractions, None for what a way that was not trained leaves undefined.
 
     Returns:
         Natural accuracies by way, and per attack its "adversarial", "standard_way", "detection" and
@@ -123,10 +145,11 @@ def aat_numbers(predictions: Predictions) -> tuple[dict[str, float | None], dict
     for name, attacked in predictions.attacked.items():
         adversarial = accuracies(attacked.own, "rn")
         standard_way = accuracies(attacked.standard, "srn")
-        if set("srn") <= set(attacked.standard):
-            mixture, half = detection(predictions.natural, attacked.standard, labels)
+        if None in standard_way.values():
+            undefined = dict.fromkeys(("tpr", "fpr", "balanced_accuracy", "raw", "calibrated"))
+            mixture, half = undefined, dict(undefined)
         else:
-            mixture, half = dict.fromkeys(_DETECTION_KEYS), dict.fromkeys(_DETECTION_KEYS)
+            mixture, half = detection(predictions.natural, attacked.standard, labels)
         numbers[name] = {
             "adversarial": {**adversarial, "dia": dia(adversarial["r"], adversarial["n"])},
             "standard_way": {**standard_way, "dia": dia(standard_way["r"], standard_way["n"])},
@@ -136,10 +159,57 @@ def aat_numbers(predictions: Predictions) -> tuple[dict[str, float | None], dict
     return accuracies(predictions.natural, "srn"), numbers
 
 
-def _labels(model: ThreeWay, x: Tensor, ways: str) -> dict[str, Tensor]:
-    with torch.no_grad():
-        return {way: logits.argmax(dim=1) for way, logits in model.ways(x, ways).items()}
+def draw(path: Path, document: Mapping[str, Any]) -> list[Path]:
+    """Draw a run's figures into its folder: the ways as bars and, where training checked on the way, over the epochs.
+
+    Returns:
+        The files written.
+    """
+    name = document["attack"]["name"]
+    adversarial = document["adversarial"]
+    figures = [
+        disentanglement_bars(
+            document["natural"],
+            {"s": document["standard_way"]["s"], "r": adversarial["r"], "n": adversarial["n"]},
+            path / "figures" / "ways.png",
+            title=f"{document['preset']}, each way attacked through itself ({name})",
+            dia=adversarial["dia"],
+        )
+    ]
+    curves = held_out_curves(path / "metrics.jsonl")
+    if curves.epochs:
+        figures.append(
+            disentanglement_curve(
+                curves.epochs,
+                curves.natural,
+                curves.adversarial,
+                path / "figures" / "epochs.png",
+                title=f"{document['preset']}, held-out images, training attack",
+            )
+        )
+    return figures
 
 
-def _concatenate(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {way: torch.cat([batch[way] for batch in batches]).cpu() for way in batches[0]}
+@contextmanager
+def _progress(images: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """A bar over attacked images on a terminal, nothing elsewhere; yields the function that advances it."""
+    with Progress(
+        TextColumn("attacking"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        _ImagesPerSecond(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("attacking", total=images)
+        yield lambda done: bar.advance(task, done)
+
+
+class _ImagesPerSecond(ProgressColumn):
+    """Attacked images a second, of late."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0.0:,.0f} images/s")

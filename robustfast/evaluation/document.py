@@ -35,8 +35,8 @@ RECORD_KEYS = (
     "detection_adversarial",
     "gradients",
 )
-"""What one attack yields: its configuration, the number of images attacked, the numbers, and samples whose gradient was
-zero or not finite (a sign of masking)."""
+"""What one attack yields: its configuration, the images attacked, the numbers, and under `gradients` by way how
+many images met a gradient that was zero everywhere or not finite (a sign of masking)."""
 
 
 def assemble(header: Mapping[str, Any], attacked: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from robustfast.evaluation.comparison import Cell, Comparison, method_label
@@ -58,7 +59,15 @@ def detection_table(document: Mapping[str, Any]) -> Table | None:
 
 def comparison_table(comparison: Comparison, note: str = "") -> Table:
     """Ours, the paper's and the difference below each other, per method."""
-    table = Table(title=comparison.title, caption=note or None)
+    # Tight, so that nine columns of numbers fit into the 80 characters of a plain terminal or log.
+    table = Table(
+        title=f"{comparison.title} (percent)",
+        caption=note or None,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     table.add_column("Method")
     table.add_column("")
     for column in comparison.columns:
@@ -94,5 +103,5 @@ def _lines(cells: tuple[Cell, ...]) -> list[tuple[str, list[str]]]:
     lines = [("ours", [percent(cell.ours) for cell in cells])]
     if any(cell.paper is not None for cell in cells):
         lines.append(("paper", [percent(cell.paper) for cell in cells]))
-        lines.append(("difference", [percent(cell.difference, signed=True) for cell in cells]))
+        lines.append(("diff.", [percent(cell.difference, signed=True) for cell in cells]))
     return lines

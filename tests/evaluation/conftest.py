@@ -31,7 +31,7 @@ def _record(name: str, r: float | None, n: float | None) -> dict:
         "detection_adversarial": dict(zip(DETECTION, (0.75, None, None, 0.0625, 0.375), strict=True))
         if both
         else dict.fromkeys(DETECTION),
-        "gradients": {"zero": 0, "nonfinite": 0},
+        "gradients": {"zero": {"r": 0}, "nonfinite": {"r": 0}},
     }
 
 

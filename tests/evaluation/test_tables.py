@@ -69,7 +69,7 @@ def test_comparison_in_markdown(document):
     assert lines[2] == "| Method |  | natural S | natural R | natural N | l2 R | l2 N | l2 DIA |"
     assert "| AAT | ours | 50.00 | 50.00 | 50.00 | 50.00 | 25.00 | 25.00 |" in lines
     assert "|  | paper | 99.60 | 99.60 | 99.50 | 82.90 | 4.60 | 78.30 |" in lines
-    assert "|  | difference | -49.60 | -49.60 | -49.50 | -32.90 | +20.40 | -53.30 |" in lines
+    assert "|  | diff. | -49.60 | -49.60 | -49.50 | -32.90 | +20.40 | -53.30 |" in lines
     assert lines[-1] == "a note"
 
 
@@ -77,10 +77,28 @@ def test_comparison_on_a_terminal_says_the_same(document):
     run = document("srn", {"s": 0.5, "r": 0.5, "n": 0.5}, {"mnist-linf": (0.5, 0.25)})
     table = comparison_table(compare(TABLES["aat-table3"], {"aat": run}))
     assert ("AAT", "ours", "50.00", "50.00", "50.00", "50.00", "25.00", "25.00") in rows(table)
-    console = Console(width=100, record=True, file=None, force_terminal=False)
+
+
+def test_widest_comparison_fits_into_80_characters(document):
+    run = document(
+        "srn", {"s": 1.0, "r": 0.0, "n": 0.0}, {"cifar-linf": (0.0, 1.0), "cifar-l2-sign": (0.0, 1.0)}
+    )
+    console = Console(width=80)
     with console.capture() as captured:
-        console.print(table)
-    assert "difference" in captured.get()
+        console.print(comparison_table(compare(TABLES["aat-table1"], {"aatpp": run})))
+    last = captured.get().splitlines()[-1].split()
+    assert last == [
+        "diff.",
+        "+5.90",
+        "-88.70",
+        "-93.70",
+        "-39.90",
+        "+100.00",
+        "-139.90",
+        "-82.50",
+        "+94.70",
+        "-177.20",
+    ]
 
 
 def test_ablation_has_no_printed_numbers(document):
