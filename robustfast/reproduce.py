@@ -20,12 +20,7 @@ from robustfast.command_line import main_wrapper, parse
 from robustfast.data import load
 from robustfast.evaluation.aat import evaluate_run
 from robustfast.evaluation.comparison import Comparison, compare, method_label
-from robustfast.evaluation.cost import (
-    evaluation_passes,
-    preparation_passes,
-    seconds_per_pass,
-    training_passes,
-)
+from robustfast.evaluation.cost import passes_left, seconds_per_pass
 from robustfast.evaluation.paper import TABLES
 from robustfast.evaluation.reduced_data import reduced_data
 from robustfast.evaluation.reproduction import (
