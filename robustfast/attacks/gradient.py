@@ -1,0 +1,135 @@
+"""The gradient of per-sample losses with respect to the images, and to nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from robustfast.attacks.losses import Loss, loss_function
+from robustfast.attacks.modes import module_of
+
+__all__ = ["InputGradient", "largest_entry"]
+
+# Under float16 the gradient of one sample reaches down to 1e-8, where half precision ends: measured on an MLP at
+# batch 256, 11 % of the samples lose it altogether with a mean loss, 2 % with a sum, none with a sum times 1024;
+# 65536 overflows.
+FLOAT16_SCALE = 1024.0
+
+
+class InputGradient:
+    """Gradients of the summed loss of a batch with respect to images alone.
+
+    The loss is a sum over samples, never a mean: each sample's gradient is then its own, whatever the batch. Every
+    rule of `robustfast.ops.pgd_step` ignores a gradient's length, which leaves room for one fixed power of two
+    against underflow where the model runs in float16. There is no scaler, hence nothing to read back.
+
+    No weight gradient is ever computed. Eager autograd leaves them out by itself when asked for the images alone. A
+    compiled backward, the attack's or the model's own, does not: it computes every gradient that was traced as
+    needed, a third of its time. So parameters are frozen meanwhile.
+
+    Args:
+        model: what `forward` calls; its parameters are the ones to freeze.
+        forward: images, one tensor or several -> logits [B, K].
+        loss: a name in `LOSSES` or a function (logits, target) -> [B].
+        compiled: run forward, loss and backward through torch.compile.
+
+    Attributes:
+        classes: K, once a gradient was taken.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        forward: Callable[..., Tensor],
+        loss: str | Loss,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self._model = model
+        self._compiled = compiled
+        self.classes = 0
+        self._forward = forward
+        self._per_sample = per_sample = loss_function(loss)
+
+        def evaluate(leaves: Sequence[Tensor], target: Tensor) -> tuple[Tensor, int]:
+            logits = forward(*leaves)
+            values = per_sample(logits, target)
+            return values, logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() else 0
+
+        self._evaluate = torch.compile(evaluate, dynamic=False) if compiled else evaluate
+
+    @contextmanager
+    def session(self, device: torch.device) -> Iterator[None]:
+        """What holds for all gradients of one attack: autograd on, and parameters frozen.
+
+        Except in eager mode under autocast: it keeps a weight's cast for the next step only where the weight requires
+        a gradient, and would cast frozen ones again in each step.
+        """
+        autocast = torch.is_autocast_enabled(device.type)
+        module = module_of(self._model)
+        parameters = [] if module is None else list(module.parameters())
+        half = autocast and torch.get_autocast_dtype(device.type) == torch.float16
+        half = half or any(parameter.dtype == torch.float16 for parameter in parameters)
+        self._scale = FLOAT16_SCALE if half else 1.0
+        keep_casts = autocast and not self._compiled and not (module and _is_compiled(module))
+        with torch.enable_grad(), requires_grad(parameters, keep_casts):
+            yield
+
+    def __call__(self, leaves: Sequence[Tensor], target: Tensor) -> tuple[Tensor, ...]:
+        """Gradients like `leaves`, tensors that require one and together hold the images of `target`'s samples.
+
+        Raises:
+            ValueError, TypeError: the model's output is no logits, or does not depend on the images.
+        """
+        values, self.classes = self._evaluate(leaves, target)
+        if values.requires_grad:
+            weights = values.new_full(values.shape, self._scale)
+            grads = torch.autograd.grad(values, leaves, grad_outputs=weights, allow_unused=True)
+            if all(grad is not None for grad in grads):
+                return grads
+        raise ValueError(
+            "the model's output does not depend on x: it is detached, or computed under torch.no_grad, or without x"
+        )
+
+    def score(self, leaves: Sequence[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each sample [B], and whether the model is right about it [B]; always, where y is no label.
+
+        Run with autograd on: a weight cast that autocast keeps from here must not cut the caller's graph.
+        """
+        logits = self._forward(*leaves).detach()
+        values = self._per_sample(logits, target)
+        labels = target.argmax(1) if target.is_floating_point() and target.dim() == 2 else target
+        known = not labels.is_floating_point() and labels.dim() == 1 and logits.dim() == 2
+        return values, logits.argmax(1) == labels if known else torch.ones_like(values, dtype=torch.bool)
+
+
+@contextmanager
+def requires_grad(parameters: Sequence[nn.Parameter], value: bool) -> Iterator[None]:
+    """Set `requires_grad` of every floating-point parameter inside the block, and restore each one after it."""
+    changed = [p for p in parameters if p.is_leaf and p.is_floating_point() and p.requires_grad != value]
+    try:
+        for parameter in changed:
+            parameter.requires_grad_(value)
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(not value)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` was applied to the module or a part of it, as a function or in place."""
+    return any("_orig_mod" in part._modules or part._compiled_call_impl for part in module.modules())
+
+
+def largest_entry(grad: Tensor, *, out: Tensor) -> None:
+    """Largest magnitude in each sample's gradient [B]: 0 where all of it is zero, nan or inf where an entry is."""
+    dims = tuple(range(1, grad.dim()))
+    if grad.is_cuda:
+        torch.linalg.vector_norm(grad, torch.inf, dim=dims, out=out)
+    else:
+        # The infinity norm is not vectorised on the CPU: 1.02 ms at 128x3x32x32 against 0.05 ms, the step itself
+        # takes 0.06.
+        torch.maximum(grad.amax(dims), grad.amin(dims).neg_(), out=out)

@@ -1,0 +1,390 @@
+"""PGD: projected gradient ascent from a random start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustfast.attacks.config import check_rule
+from robustfast.attacks.cuda_graph import GraphedLoop
+from robustfast.attacks.gradient import InputGradient, largest_entry
+from robustfast.attacks.losses import Loss, check_target
+from robustfast.attacks.modes import eval_mode
+from robustfast.attacks.range_check import Extremes
+from robustfast.ops import pgd_step, random_start
+from robustfast.seeds import derive
+
+__all__ = ["PGD", "AttackReport", "pgd"]
+
+ENGINES = ("auto", "eager", "compile", "graph")
+
+
+@dataclass(frozen=True)
+class AttackReport:
+    """What became of the gradients of one attack call.
+
+    Attributes:
+        zero_gradient: samples whose gradient was zero in every entry in at least one step: dead units, a saturated
+            model, underflow, or a loss that starts at its optimum.
+        nonfinite_gradient: samples whose gradient held a nan or an infinity in at least one step.
+        samples: samples attacked.
+    """
+
+    zero_gradient: int
+    nonfinite_gradient: int
+    samples: int
+
+
+class PGD:
+    """Projected gradient descent, as an object that is built once and called for each batch.
+
+    Madry et al. 2018 (arXiv:1706.06083), section 2.1: from a random point of the eps-ball around x, `steps` times
+
+        x_adv <- clip(project(x_adv + step_size * direction(grad_x loss(model(x_adv), y)))).
+
+    Implementations differ in three places. Here the order is project, then clip (so do torchattacks, Foolbox and
+    AutoAttack; TRADES' l2 attack clips first); the result is the last iterate (not the one of highest loss); and the
+    start is, by `random_start`:
+
+    * ``"ball"`` or True: uniform in the ball of the norm, then clipped to bounds. Foolbox draws so; torchattacks' l2
+      start is uniform in the radius, hence denser in the middle.
+    * ``"pixel"``: U(-eps, eps) for each pixel under every norm, then clipped to bounds: YOPO's PGD (Zhang et al.
+      2019, arXiv:1905.00877), which AAT uses. With norm "l2" and step "sign" it is that paper's "l2" attack; YOPO
+      leaves the start unclipped before the first gradient. Under linf it is the same as "ball".
+    * False: x itself (BIM, Kurakin et al. 2017).
+
+    Under l1 the step is by default the sparse one of SLIDE (Tramer and Boneh 2019, arXiv:1904.13000) with the exact
+    Euclidean projection; step "grad" is Foolbox's. See `robustfast.ops.pgd_step` for every rule. For several norms at
+    once, alternate attacks as Maini et al. 2020 (arXiv:1909.04068) do.
+
+    Draws are keyed by (seed, epoch, restart) and by each sample's `index`: they do not depend on how a data set is
+    cut into batches, and no global random state is read or set. The model runs in eval mode and gets every
+    submodule's mode back. No parameter's ``.grad`` is touched and no weight gradient computed. The loop never waits
+    for the device. An enclosing autocast stays in force (images, perturbation and step stay in float32; weights are
+    cast once per attack), as does an enclosing no_grad.
+
+    Args:
+        model: images [B, ...] -> logits [B, K]: a module, one way of a three-way model, or any callable. The mode,
+            buffers and parameters of a network hidden inside a lambda cannot be seen: put it into eval mode yourself.
+        eps: radius of the ball in pixel units; float, or a tensor [] or [B] of the images' dtype.
+        step_size: length of a step in pixel units; as eps.
+        steps: gradient steps.
+        norm: "linf", "l2" or "l1".
+        step: "auto", "sign", "grad" or "topq": the direction, see `robustfast.ops.pgd_step`.
+        q: fraction of the pixels a "topq" step moves.
+        random_start: True, "ball", "pixel" or False.
+        restarts: independent starts; each sample keeps its strongest: fooled before not fooled, then by loss. More
+            than one costs a forward pass per restart.
+        loss: "ce", "margin", "dlr", "kl", or a function (logits, target) -> [B]; see `robustfast.attacks.losses`.
+        targeted: descend the loss towards y instead of climbing away from it.
+        bounds: lowest and highest pixel value.
+        batch_norm: "eval": running statistics. "batch": those of each attacked batch, buffers untouched, for recipes
+            that attack in train mode; results then depend on the batch.
+        seed: of every draw.
+        engine: "eager"; "compile": forward, loss and backward through torch.compile; "graph": the whole loop as one
+            CUDA graph, captured again when shapes, dtypes, autocast or the storage of weights change; "auto": graph
+            on CUDA where the model allows it (where not, a warning says why, once), else eager.
+
+    Attributes:
+        report: `AttackReport` of the last call; reading it waits for the device.
+
+    Raises:
+        ValueError: a setting out of range or an unknown name.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        eps: float | Tensor = 8 / 255,
+        step_size: float | Tensor = 2 / 255,
+        steps: int = 10,
+        norm: str = "linf",
+        step: str = "auto",
+        q: float = 0.01,
+        random_start: bool | str = True,
+        restarts: int = 1,
+        loss: str | Loss = "ce",
+        targeted: bool = False,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        batch_norm: str = "eval",
+        seed: int = 0,
+        engine: str = "auto",
+    ) -> None:
+        if random_start not in (True, False, "ball", "pixel"):
+            raise ValueError(f"random_start is {random_start!r}, expected True, False, 'ball' or 'pixel'")
+        if not isinstance(restarts, int) or restarts < 1:
+            raise ValueError(f"restarts is {restarts!r}, expected a whole number from 1")
+        if restarts > 1 and not random_start:
+            raise ValueError(f"restarts is {restarts} without a random start: every one would find the same")
+        if batch_norm not in ("eval", "batch"):
+            raise ValueError(f"batch_norm is {batch_norm!r}, expected 'eval' or 'batch'")
+        if engine not in ENGINES:
+            raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+        self.model = model
+        self.eps = eps
+        self.step_size = step_size
+        self.steps = steps
+        self.norm = norm
+        self.step = step
+        self.q = q
+        self.law = {True: "ball", False: None}.get(random_start, random_start)
+        self.restarts = restarts
+        self.loss = loss
+        self.targeted = targeted
+        self.bounds = (float(bounds[0]), float(bounds[1]))
+        self.batch_norm = batch_norm
+        self.seed = seed
+        self.engine = engine
+        self._check_sizes(eps, step_size)
+        self._gradient = InputGradient(model, self._forward(), loss, compiled=engine == "compile")
+        self._graph = GraphedLoop(model, self._climb, warn=engine == "auto")
+        self._peaks: Tensor | None = None
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        *,
+        epoch: int = 0,
+        eps: float | Tensor | None = None,
+        step_size: float | Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Attack one batch.
+
+        Args:
+            x: images [B, ...] in `bounds`, float32 or float64, any number of dimensions from two, contiguous or
+                channels-last.
+            y: labels int64 [B] (the wanted ones when targeted); probabilities [B, K] for loss "kl"; whatever a loss
+                of your own takes.
+            index: int64 [B], each sample's position in the data set, which keys its draws; None counts from 0 in each
+                call.
+            epoch: keys the draws.
+            eps, step_size: instead of those given at construction, for ramps; nothing is compiled or captured again.
+            start: images to start from instead of the random start, taken as they are; the first step projects them.
+
+        Returns:
+            Adversarial images like `x`, detached.
+
+        Raises:
+            TypeError, ValueError: x, y or start of a wrong kind, pixels outside `bounds`, labels outside [0, K), or a
+                model whose output is no logits. Modes are restored first.
+        """
+        return self._attack(x, y, index, [self.seed], epoch, eps, step_size, start)
+
+    @property
+    def report(self) -> AttackReport:
+        if self._peaks is None:
+            raise RuntimeError("no report: this attack has not been called yet")
+        return self._count(self._peaks)
+
+    def __repr__(self) -> str:
+        shown = ("eps", "step_size", "steps", "norm", "step", "restarts", "loss", "targeted", "batch_norm")
+        return f"PGD({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    # What one way or several ways at once differ in. `batch` is the number of samples of one way ("lane"); with
+    # several, the lanes lie one after the other in every buffer.
+
+    def _forward(self) -> Callable[..., Tensor]:
+        """Leaves -> logits of all lanes."""
+        return self.model
+
+    def _spans(self, batch: int) -> list[slice]:
+        """The leaves: which rows of the adversarial images each of the forward's arguments holds."""
+        return [slice(0, batch)]
+
+    def _parts(self, batch: int) -> list[slice]:
+        """The rows that take a step together."""
+        return [slice(0, batch)]
+
+    def _gradients(self, grads: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
+        """The gradient of each part from those of the leaves."""
+        return grads
+
+    def _attack(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None,
+        seeds: Sequence[int],
+        epoch: int,
+        eps: float | Tensor | None,
+        step_size: float | Tensor | None,
+        start: Tensor | None,
+    ) -> Tensor:
+        if eps is not None or step_size is not None:
+            self._check_sizes(0.0 if eps is None else eps, 0.0 if step_size is None else step_size)
+        eps = self.eps if eps is None else eps
+        step_size = self.step_size if step_size is None else step_size
+        self._check_images(x, start)
+        check_target(self.loss, x, y)
+        engine = self._engine(x)
+        x, y = x.detach(), y.detach()
+        lanes = len(seeds)
+        if len(x) == 0:
+            self._peaks = x.new_ones(1, 1, 0)
+            return torch.cat([x] * lanes)
+        extremes = Extremes(x, y, self.loss)
+        sizes = {"eps": _size(eps, x, lanes), "step_size": _size(step_size, x, lanes)}
+        if self.targeted:
+            sizes["step_size"] = -sizes["step_size"]
+        starts = {"eps": eps, "norm": self.norm, "bounds": self.bounds, "index": index}
+        batch = len(x)
+        x, y = _repeat(x, lanes), _repeat(y, lanes)
+        x_adv = torch.empty_like(x)
+        best: tuple[Tensor, Tensor, Tensor] | None = None
+        with eval_mode(self.model, batch_norm=self.batch_norm), self._gradient.session(x.device):
+            self._peaks = x.new_empty(self.restarts, self.steps, len(x))
+            for restart in range(self.restarts):
+                if start is not None:
+                    x_adv.copy_(_repeat(start.detach(), lanes))
+                elif self.law is None:
+                    x_adv.copy_(x)
+                else:
+                    for lane, seed in enumerate(seeds):
+                        rows = slice(lane * batch, (lane + 1) * batch)
+                        key = derive(seed, "pgd", epoch, restart)
+                        random_start(x[rows], seed=key, law=self.law, out=x_adv[rows], **starts)
+                buffers = {"x_adv": x_adv, "peaks": self._peaks[restart], "x": x, "target": y, **sizes}
+                if engine == "graph":
+                    self._graph(buffers, batch=batch)
+                else:
+                    self._climb(**buffers, batch=batch)
+                if self.restarts > 1:
+                    best = self._keep_strongest(best, x_adv, y, batch)
+        extremes.check(self.bounds, self._gradient.classes)
+        return x_adv if best is None else best[0]
+
+    def _climb(
+        self,
+        x_adv: Tensor,
+        peaks: Tensor,
+        x: Tensor,
+        target: Tensor,
+        eps: Tensor,
+        step_size: Tensor,
+        *,
+        batch: int,
+    ) -> None:
+        """All steps of one start, in place on `x_adv` [B, ...]; `peaks` [steps, B] gets each gradient's largest."""
+        rule = {"norm": self.norm, "bounds": self.bounds, "step": self.step, "q": self.q}
+        spans = [x_adv[span] for span in self._spans(batch)]
+        parts = [
+            (
+                x_adv[rows],
+                x[rows],
+                {"eps": _rows(eps, rows), "step_size": _rows(step_size, rows)},
+                peaks[:, rows],
+            )
+            for rows in self._parts(batch)
+        ]
+        for step in range(self.steps):
+            # A fresh alias as the leaf of this step's graph: the step may then write x_adv, which autograd never saw.
+            leaves = [span.detach().requires_grad_() for span in spans]
+            grads = self._gradients(self._gradient(leaves, target), batch)
+            for grad, (here, centre, sizes, peak) in zip(grads, parts, strict=True):
+                largest_entry(grad, out=peak[step])
+                pgd_step(here, grad, centre, out=here, **sizes, **rule)
+
+    def _keep_strongest(
+        self, best: tuple[Tensor, Tensor, Tensor] | None, x_adv: Tensor, target: Tensor, batch: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(images, loss, fooled) of the strongest start so far, sample by sample and without looking at a value."""
+        loss, right = self._gradient.score([x_adv[span] for span in self._spans(batch)], target)
+        fooled = right if self.targeted else ~right
+        loss = torch.nan_to_num(-loss if self.targeted else loss, nan=-torch.inf)
+        if best is None:
+            return x_adv.clone(), loss, fooled
+        images, highest, fooled_before = best
+        better = torch.where(fooled == fooled_before, loss > highest, fooled)
+        torch.where(better.reshape(-1, *[1] * (x_adv.dim() - 1)), x_adv, images, out=images)
+        return images, torch.where(better, loss, highest), fooled | fooled_before
+
+    def _engine(self, x: Tensor) -> str:
+        if self.engine == "graph" and not x.is_cuda:
+            raise ValueError(
+                f"engine 'graph' needs images on a CUDA device, x is on {x.device}; use engine 'auto'"
+            )
+        if self.engine != "auto":
+            return self.engine
+        capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        return "graph" if x.is_cuda and not capturing and self._graph.usable() else "eager"
+
+    def _check_sizes(self, eps: float | Tensor, step_size: float | Tensor) -> None:
+        # The values of tensors are not looked at: that would wait for the device.
+        numbers = [0.0 if isinstance(value, Tensor) else value for value in (eps, step_size)]
+        check_rule(*numbers, self.steps, self.norm, self.step, self.q, self.bounds)
+
+    def _check_images(self, x: Tensor, start: Tensor | None) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is {type(x).__name__}, expected a tensor of images")
+        if x.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"x is {x.dtype}, expected float32 or float64: half-precision images leave the ball "
+                f"(1.09 eps after ten bfloat16 steps); pass x.float() and run the model under torch.autocast"
+            )
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"x is {x.dtype}, expected float32 or float64 pixels in {list(self.bounds)}")
+        if x.dim() < 2:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected [B, ...]")
+        if torch.is_inference_mode_enabled() or x.is_inference():
+            raise ValueError(
+                "an attack needs gradients: run it, and make x, outside torch.inference_mode (no_grad is fine)"
+            )
+        if start is not None:
+            if self.restarts > 1:
+                raise ValueError(
+                    f"start was given, but restarts is {self.restarts}: every one would find the same"
+                )
+            if start.shape != x.shape or start.dtype != x.dtype or start.device != x.device:
+                raise ValueError(
+                    f"start is {start.dtype} {tuple(start.shape)} on {start.device}, "
+                    f"expected that of x, {x.dtype} {tuple(x.shape)} on {x.device}"
+                )
+
+    @staticmethod
+    def _count(peaks: Tensor) -> AttackReport:
+        """The report from the largest gradient entries [restarts, steps, B]."""
+        zero = (peaks == 0).any(0).any(0).sum()
+        nonfinite = (~peaks.isfinite()).any(0).any(0).sum()
+        return AttackReport(int(zero), int(nonfinite), peaks.shape[2])
+
+
+def pgd(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    index: Tensor | None = None,
+    *,
+    epoch: int = 0,
+    start: Tensor | None = None,
+    **settings: Any,
+) -> Tensor:
+    """`PGD` as one function call, for a single batch: same keywords, same result.
+
+    engine "auto" means eager here: a CUDA graph would be captured and thrown away.
+    """
+    if settings.get("engine", "auto") == "auto":
+        settings["engine"] = "eager"
+    return PGD(model, **settings)(x, y, index, epoch=epoch, start=start)
+
+
+def _repeat(value: Tensor, times: int) -> Tensor:
+    """The rows of a tensor `times` over, in the memory format they have."""
+    return value if times == 1 else torch.cat([value] * times)
+
+
+def _size(value: float | Tensor, x: Tensor, lanes: int) -> Tensor:
+    """eps or step_size as the op wants it: once per attack, and on the host where it is one number."""
+    if not isinstance(value, Tensor):
+        return torch.scalar_tensor(value, dtype=x.dtype)
+    return _repeat(value, lanes) if value.dim() else value
+
+
+def _rows(value: Tensor, rows: slice) -> Tensor:
+    return value[rows] if value.dim() else value

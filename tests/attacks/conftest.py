@@ -1,0 +1,71 @@
+"""Networks small enough for thousands of attack steps, and a record of what an attack runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def build(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """Images [B, 3, 8, 8] -> logits [B, 5], with batch norm whose statistics are not the defaults, and dropout."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 6, 3, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(0.5),
+            nn.Linear(54, 5),
+        )
+        net(torch.rand(16, 3, 8, 8))
+    return net.to(dtype)
+
+
+class Record(TorchDispatchMode):
+    """Every aten call and its arguments, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.calls.append((func.name(), args))
+        return func(*args, **(kwargs or {}))
+
+    def count(self, name: str) -> int:
+        return sum(called == name for called, _ in self.calls)
+
+    def arguments(self, name: str) -> list[tuple[Any, ...]]:
+        return [args for called, args in self.calls if called == name]
+
+
+@pytest.fixture
+def make_net() -> Callable[..., nn.Module]:
+    return build
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return build()
+
+
+@pytest.fixture
+def record() -> type[Record]:
+    return Record
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    """Images [8, 3, 8, 8] in [0, 1] and labels [8]. Eight: a mean over them scales gradients exactly."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(8, 3, 8, 8, generator=generator), torch.randint(0, 5, (8,), generator=generator)

@@ -1,0 +1,265 @@
+"""When a loop is captured, replayed, captured again or run eagerly. On a GPU: that a replay is the loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustfast.attacks import PGD, ThreeWayPGD, cuda_graph
+from robustfast.attacks.cuda_graph import CaptureError, GraphedLoop
+from robustfast.models import ThreeWay
+
+Batch = tuple[Tensor, Tensor]
+
+
+def loop(x_adv: Tensor, peaks: Tensor, x: Tensor, eps: Tensor, *, batch: int) -> None:
+    x_adv.copy_(x + eps)
+    peaks.fill_(batch)
+
+
+def buffers(batch: int = 4, eps: float = 0.5, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    x = torch.zeros(batch, 3, dtype=dtype)
+    return {"x_adv": x.clone(), "peaks": torch.zeros(2, batch), "x": x, "eps": torch.tensor(eps, dtype=dtype)}
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Capturing without a GPU: the shapes captured, in order. A replay runs the loop on the values of the call."""
+    shapes = []
+
+    def capture(
+        loop: Callable[..., None], first: dict[str, Any], keywords: dict[str, Any], memory: object
+    ) -> Callable[..., Any]:
+        shapes.append(tuple(first["x"].shape))
+
+        def replay(values: dict[str, Any]) -> dict[str, Any]:
+            static = {name: value.clone() for name, value in values.items()}
+            loop(**static, **keywords)
+            return static
+
+        return replay
+
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+    return shapes
+
+
+def test_a_loop_is_captured_once_and_replayed(captures: list[Any]) -> None:
+    graphed = GraphedLoop(nn.Linear(3, 3), loop, warn=False)
+    for eps in (0.5, 0.25):
+        values = buffers(eps=eps)
+        graphed(values, batch=4)
+        assert (values["x_adv"] == eps).all()
+        assert (values["peaks"] == 4).all()
+    assert len(captures) == 1
+
+
+def test_a_change_of_shape_dtype_or_layout_is_captured_again(captures: list[Any]) -> None:
+    graphed = GraphedLoop(nn.Linear(3, 3), loop, warn=False)
+    graphed(buffers(), batch=4)
+    graphed(buffers(batch=3), batch=3)
+    graphed(buffers(dtype=torch.float64), batch=4)
+    transposed = buffers()
+    transposed["x"] = torch.zeros(3, 4).t()
+    graphed(transposed, batch=4)
+    assert len(captures) == 4
+    graphed(buffers(), batch=4)
+    assert len(captures) == 4, "the first capture is still there"
+
+
+def test_autocast_is_captured_apart(captures: list[Any]) -> None:
+    graphed = GraphedLoop(nn.Linear(3, 3), loop, warn=False)
+    graphed(buffers(), batch=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        graphed(buffers(), batch=4)
+    assert len(captures) == 2
+
+
+def test_only_replaced_weights_are_captured_again(captures: list[Any]) -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    graphed = GraphedLoop(net, loop, warn=False)
+    graphed(buffers(), batch=4)
+    with torch.no_grad():
+        net[0].weight.add_(1)
+    net[1].running_mean.add_(1)
+    graphed(buffers(), batch=4)
+    assert len(captures) == 1, "updated in place: the graph reads the new values"
+    net[0].weight.data = net[0].weight.data.clone()
+    graphed(buffers(), batch=4)
+    assert len(captures) == 2
+    net[1].running_mean = net[1].running_mean.clone()
+    graphed(buffers(), batch=4)
+    assert len(captures) == 3
+
+
+def test_old_captures_are_let_go(captures: list[Any]) -> None:
+    graphed = GraphedLoop(nn.Linear(3, 3), loop, warn=False)
+    for size in (1, 2, 3, 4, 5):
+        graphed(buffers(batch=size), batch=size)
+    graphed(buffers(batch=5), batch=5)
+    assert len(captures) == 5
+    graphed(buffers(batch=1), batch=1)
+    assert len(captures) == 6
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def capture(*_: object) -> None:
+        raise CaptureError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+
+
+@pytest.mark.usefixtures("refusing")
+def test_what_cannot_be_captured_runs_eagerly_and_says_so_once() -> None:
+    graphed = GraphedLoop(nn.Linear(3, 3), loop, warn=True)
+    assert graphed.usable()
+    values = buffers()
+    with pytest.warns(RuntimeWarning, match="runs eagerly, not as a CUDA graph: operation not permitted"):
+        graphed(values, batch=4)
+    assert (values["x_adv"] == 0.5).all()
+    assert not graphed.usable()
+
+
+@pytest.mark.usefixtures("refusing")
+def test_what_cannot_be_captured_is_an_error_where_a_graph_was_asked_for() -> None:
+    graphed = GraphedLoop(nn.Linear(3, 3), loop, warn=False)
+    with pytest.raises(
+        RuntimeError, match="engine 'graph' cannot capture this attack: operation not permitted"
+    ):
+        graphed(buffers(), batch=4)
+
+
+def test_a_plain_callable_is_not_captured(captures: list[Any]) -> None:
+    with pytest.warns(RuntimeWarning, match="a plain callable, whose weights cannot be watched"):
+        GraphedLoop(lambda x: x, loop, warn=True)(buffers(), batch=4)
+    with pytest.raises(RuntimeError, match="pass the module itself"):
+        GraphedLoop(lambda x: x, loop, warn=False)(buffers(), batch=4)
+    assert not captures
+
+
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_an_attack_through_the_graphed_loop_is_the_same_attack(
+    net: nn.Module, batch: Batch, captures: list[Any], monkeypatch: pytest.MonkeyPatch, restarts: int
+) -> None:
+    settings = {"eps": 0.05, "step_size": 0.01, "restarts": restarts, "norm": "l2"}
+    monkeypatch.setattr(PGD, "_engine", lambda self, x: "graph")
+    attack = PGD(net, **settings)
+    graphed = [attack(*batch), attack(*batch, eps=0.02), attack(*batch, epoch=1)]
+    report = attack.report
+    monkeypatch.undo()
+    attack = PGD(net, **settings)
+    assert all(
+        torch.equal(ours, eager)
+        for ours, eager in zip(
+            graphed, [attack(*batch), attack(*batch, eps=0.02), attack(*batch, epoch=1)], strict=True
+        )
+    )
+    assert report == attack.report
+    assert len(captures) == 1
+
+
+# --- on a GPU
+
+
+@pytest.fixture
+def on_gpu(make_net: Callable[..., nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(16, 3, 8, 8, generator=generator)
+    return make_net().cuda(), x.cuda(), torch.randint(0, 5, (16,), generator=generator).cuda()
+
+
+@pytest.fixture
+def deterministic() -> Any:
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    yield
+    torch.backends.cudnn.deterministic = before
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_graph_is_the_eager_loop(
+    on_gpu: tuple[nn.Module, Tensor, Tensor], norm: str, autocast: bool
+) -> None:
+    net, x, y = on_gpu
+    graph, eager = (
+        PGD(net, norm=norm, engine=engine, eps=0.1, step_size=0.02) for engine in ("graph", "eager")
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for epoch in range(3):
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            # A forward before the attack leaves weight casts in autocast's cache, which a capture must not keep.
+            loss = nn.functional.cross_entropy(net(x), y)
+            ours, theirs = (attack(x, y, epoch=epoch, eps=0.1 / (epoch + 1)) for attack in (graph, eager))
+        assert torch.equal(ours, theirs)
+        assert graph.report == eager.report
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in net.parameters())
+        optimizer.step()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
+def test_the_three_way_graph_is_the_eager_loop() -> None:
+    model = ThreeWay("digits_cnn", num_classes=10, in_channels=1).cuda()
+    x, y = torch.rand(32, 1, 8, 8, device="cuda"), torch.randint(0, 10, (32,), device="cuda")
+    graph, eager = (ThreeWayPGD(model, engine=engine, batched=True) for engine in ("graph", "eager"))
+    for epoch in range(2):
+        ours, theirs = graph(x, y, epoch=epoch), eager(x, y, epoch=epoch)
+        assert all(torch.equal(ours[way], theirs[way]) for way in "srn")
+
+
+@pytest.mark.gpu
+def test_a_model_that_reads_a_value_falls_back(on_gpu: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = on_gpu
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) * (1.0 if x.sum().item() > 0 else 2.0)
+
+    with pytest.warns(RuntimeWarning, match="runs eagerly, not as a CUDA graph"):
+        first = PGD(Reads())(x, y)
+    assert torch.allclose(first, PGD(net, engine="eager")(x, y), atol=1e-6)
+    with pytest.raises(RuntimeError, match="engine 'graph' cannot capture"):
+        PGD(Reads(), engine="graph")(x, y)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+def test_the_host_never_waits_inside_the_attack(
+    on_gpu: tuple[nn.Module, Tensor, Tensor], engine: str
+) -> None:
+    net, x, y = on_gpu
+    attack = PGD(net, engine=engine, restarts=2)
+    attack(x, y)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            attack(x, y)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.gpu
+def test_a_bad_label_is_an_error_and_the_device_survives(on_gpu: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = on_gpu
+    for engine in ("eager", "graph"):
+        with pytest.raises(ValueError, match="y has labels from"):
+            PGD(net, engine=engine)(x, y + 5)
+        with pytest.raises(ValueError, match="x has values from"):
+            PGD(net, engine=engine)(x * 255, y)
+    assert torch.ones(1, device="cuda").item() == 1
