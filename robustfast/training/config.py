@@ -1,0 +1,183 @@
+"""What a training run is made of: one typed, immutable record, stored with the run and read back from it."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from robustfast.attacks.config import AttackConfig
+from robustfast.errors import UserError
+from robustfast.objectives import OBJECTIVES
+from robustfast.registry import lookup
+
+__all__ = ["MAY_CHANGE", "TrainConfig", "differences", "from_json", "to_json"]
+
+# What a resumed run may do otherwise than before: where it runs and how often it saves, never what it computes.
+MAY_CHANGE = frozenset({"checkpoint_steps", "data_dir", "device", "tensorboard"})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Raises:
+        UserError: a field out of its range; the message names its flag.
+    """
+
+    preset: tyro.conf.Suppress[str]
+    """Name of the preset this started from."""
+    method: tyro.conf.Suppress[str]
+    """Name of the objective in `OBJECTIVES`; `objective` holds its fields."""
+    dataset: str
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, svhn or image_folder."""
+    model: str
+    """Backbone of both encoders: digits_cnn, small_cnn, preact_resnet18, wide_resnet34_10."""
+    objective: Any
+    """What the objective itself can be told."""
+    attack: AttackConfig
+    """The attack that training uses."""
+    epochs: int
+    """Passes over the training images."""
+    batch_size: int
+    """Images a step."""
+    lr: float
+    """Learning rate: the first of `multistep`, the highest of `onecycle`."""
+    weight_decay: float
+    """L2 penalty, added to every gradient."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    schedule: Literal["multistep", "onecycle"] = "multistep"
+    """multistep: a tenth after each milestone. onecycle: up and down along cosines, step by step."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which `multistep` divides the learning rate by ten."""
+    augment: bool = False
+    """Crop at random from the image padded by 4, and mirror half of them."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of convolutions and matrix products; images, batch-norm statistics, losses, weights stay float32."""
+    channels_last: bool = False
+    """Memory layout NHWC: faster for most convolutions, other rounding."""
+    backend: Literal["auto", "reference", "cpp", "cuda", "triton"] = "auto"
+    """Which implementation of the fused ops; auto takes the fastest for the device."""
+    engine: Literal["auto", "eager", "compile", "graph"] = "auto"
+    """How the attack loop runs: eagerly, compiled, or as one CUDA graph."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU where there is one."""
+    seed: int = 0
+    """From which weights, data order, crops, dropout and attacks derive."""
+    data_dir: Path | None = None
+    """Folder of the data sets; without it $ROBUSTFAST_DATA, else ./data."""
+    out: Path | None = None
+    """Run folder, which must be new or empty; without it the next free runs/PRESET-seedN."""
+    checkpoint_steps: int = 0
+    """Also checkpoint every so many steps inside an epoch; 0: after each epoch only."""
+    validate_every: int = 1
+    """Check on held-out images after every so many epochs, and after the last one; 0: never."""
+    validate_images: int = 512
+    """Held-out images (spread over the test split) that this check takes; 0: no check."""
+    tensorboard: bool = True
+    """Write TensorBoard events (where the tensorboard package is installed)."""
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "epochs": 1,
+            "batch_size": 1,
+            "checkpoint_steps": 0,
+            "validate_every": 0,
+            "validate_images": 0,
+        }
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise UserError(f"--{_flag(name)} {getattr(self, name)}: expected at least {least}")
+        for name in ("lr", "weight_decay", "momentum"):
+            # Written so that nan fails too.
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(
+                    f"--{_flag(name)} {getattr(self, name)}: expected a finite number of at least 0"
+                )
+        if self.milestones != tuple(sorted(set(self.milestones))):
+            raise UserError(
+                f"--milestones {','.join(map(str, self.milestones))}: expected growing epochs, as in 75,90,100"
+            )
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """JSON-ready values: nested dictionaries, paths as text, without `out` (the file lies there)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(entry) for key, entry in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(entry) for entry in value]
+        return str(value) if isinstance(value, Path) else value
+
+    values = plain(dataclasses.asdict(config))
+    del values["out"]
+    return values
+
+
+def from_json(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of `to_json`, with `out` None.
+
+    Raises:
+        UserError: a field is missing or unknown (the run is of another version), or out of its range.
+    """
+    objective = lookup("objective", OBJECTIVES, values.get("method", "")).Config
+    return _build(TrainConfig, values, {"objective": objective})
+
+
+def differences(new: TrainConfig, old: TrainConfig) -> list[str]:
+    """``--flag NEW (was OLD)`` of each field in which they differ, save `out` and those in `MAY_CHANGE`."""
+    return [
+        f"--{_flag(name)} {value} (was {old_value})"
+        for name, value, old_value in _changed(to_json(new), to_json(old))
+        if name not in MAY_CHANGE
+    ]
+
+
+def _changed(new: dict[str, Any], old: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    found = []
+    for name in new:
+        if isinstance(new[name], dict) and isinstance(old[name], dict):
+            found += _changed(new[name], old[name], f"{prefix}{name}.")
+        elif new[name] != old[name]:
+            found.append((f"{prefix}{name}", new[name], old[name]))
+    return found
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _build(kind: type, values: dict[str, Any], kinds: dict[str, type]) -> Any:
+    """An instance of the dataclass `kind`; `kinds` names the types of fields whose annotation does not."""
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - set(known)):
+        raise UserError(
+            f"stored configuration has unknown fields: {', '.join(unknown)}; it is of another version"
+        )
+    required = {
+        name
+        for name, field in known.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - set(values)):
+        raise UserError(
+            f"stored configuration lacks the fields: {', '.join(missing)}; it is of another version"
+        )
+    hints = typing.get_type_hints(kind) | kinds
+    return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, {})
+    if isinstance(value, list):
+        return tuple(value)
+    is_path = hint is Path or (isinstance(hint, types.UnionType) and Path in typing.get_args(hint))
+    return Path(value) if is_path and value is not None else value

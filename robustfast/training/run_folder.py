@@ -1,0 +1,250 @@
+"""A run's folder: what lies where, how it is made, and how a trained model is read back from it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import robustfast
+from robustfast.data import Dataset
+from robustfast.errors import UserError
+from robustfast.models import ThreeWay
+from robustfast.training import checkpoint
+from robustfast.training.config import TrainConfig, from_json, to_json
+
+__all__ = ["Run", "RunFolder", "build_model", "load_run", "resolve_device"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run.
+
+    Attributes:
+        path: the folder.
+        config: the run's configuration.
+        channels, num_classes: of the images it was started on; they fix the shape of the model.
+    """
+
+    path: Path
+    config: TrainConfig
+    channels: int
+    num_classes: int
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of last.pt, previous.pt (the one before), best.pt and, after a failure, nonfinite.pt."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @classmethod
+    def reserve(cls, config: TrainConfig, dataset: Dataset) -> RunFolder:
+        """Make the empty folder `config.out`, or the next free ``runs/PRESET-seedN``, for a new run.
+
+        Raises:
+            UserError: the folder holds something already, or cannot be made or written.
+        """
+        path = config.out or _next_free(Path("runs") / f"{config.preset}-seed{config.seed}")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            found = _entries(path)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise UserError(
+                f"--out {path}: cannot make or write the folder ({error.strerror}); give one that can be written"
+            ) from error
+        if found:
+            hint = f"continue its run with --resume {path}" if "config.json" in found else "it holds no run"
+            raise UserError(f"--out {path}: the folder is not empty; {hint}, or give another folder")
+        return cls(path, config, dataset.channels, dataset.num_classes)
+
+    def store(self) -> None:
+        """Write config.json, which makes the folder a run that can be resumed.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        record = {
+            "robustfast": robustfast.__version__,
+            "commit": _commit(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "hardware": _hardware(),
+            "channels": self.channels,
+            "num_classes": self.num_classes,
+            "config": to_json(self.config),
+        }
+        text = json.dumps(record, indent=2) + "\n"
+        checkpoint.write_durably(self.path / "config.json", lambda file: file.write(text.encode()))
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Read the configuration of an existing run.
+
+        Raises:
+            UserError: the folder is none of a run, or its config.json is damaged or of another version.
+        """
+        file = path / "config.json"
+        try:
+            record = json.loads(file.read_text())
+            config = from_json(record["config"])
+            return cls(path, config, record["channels"], record["num_classes"])
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is no run folder: it has no config.json; a run is started without --resume"
+            ) from None
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file} is damaged ({error}); put it back from a copy or start a new run"
+            ) from error
+        except UserError as error:
+            version = record.get("robustfast", "unknown")
+            raise UserError(
+                f"{file}: {error}; it was written by robustfast {version}, this is {robustfast.__version__}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with what it was trained as.
+
+    Attributes:
+        path: the run folder.
+        config: the run's configuration.
+        model: the three-way model in eval mode, weights of `checkpoint`.
+        epoch: finished epochs behind these weights.
+        checkpoint: the file they come from.
+    """
+
+    path: Path
+    config: TrainConfig
+    model: ThreeWay
+    epoch: int
+    checkpoint: Path
+
+
+def load_run(
+    path: Path, *, which: Literal["last", "best"] = "last", device: torch.device | str = "auto"
+) -> Run:
+    """Read a run's model back.
+
+    Args:
+        path: run folder.
+        which: "last" is what the papers report. "best" had the highest held-out robust accuracy; those images come from
+            the test split, so its numbers on that split are a little too good.
+        device: where the model goes; "auto" takes a GPU where there is one.
+
+    Raises:
+        UserError: no run there, no checkpoint yet, or a damaged one.
+    """
+    folder = RunFolder.open(Path(path))
+    target = resolve_device(device) if isinstance(device, str) else device
+    if which == "best":
+        file = folder.checkpoints / "best.pt"
+        if not file.exists():
+            raise UserError(f"{path} has no best.pt: no held-out check was made yet; use last")
+        state = checkpoint.load(file, target)
+    else:
+        found = checkpoint.load_newest(folder.checkpoints, target)
+        if found is None:
+            raise UserError(f"{path} has no checkpoint yet; train on with --resume {path}")
+        state, file = found
+    model = build_model(folder).to(target)
+    model.load_state_dict(state["model"])
+    if folder.config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return Run(Path(path), folder.config, model.eval(), state["epoch"], file)
+
+
+def build_model(folder: RunFolder) -> ThreeWay:
+    """The untrained model of a run, its initial weights drawn from torch's global generator."""
+    return ThreeWay(folder.config.model, num_classes=folder.num_classes, in_channels=folder.channels)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device behind "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: CUDA was asked for and is absent; the message says whether the build or the GPU is missing.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        reason = (
+            "sees no GPU (nvidia-smi tells whether its driver does)"
+            if torch.version.cuda
+            else "is built without CUDA (pytorch.org names the one to install)"
+        )
+        raise UserError(f"--device {name}: torch {torch.__version__} {reason}; use --device cpu")
+    return torch.device(name)
+
+
+def _next_free(path: Path) -> Path:
+    candidate, number = path, 1
+    while candidate.exists() and not (candidate.is_dir() and not _entries(candidate)):
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _entries(path: Path) -> set[str]:
+    """What a folder holds, but for what a run leaves that was killed while it wrote config.json: that is none yet."""
+    return {entry.name for entry in path.iterdir()} - {"config.json.partial"}
+
+
+def _commit() -> str | None:
+    """Git commit of the code that runs, "-dirty" where tracked files differ; None outside its own repository."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name; `platform.processor()` is empty on most Linux systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,336 @@
+"""Training end to end on real digits: what a run leaves behind, and that stopping it changes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import assert_same_end, few_digits, metrics, tiny
+
+from robustfast.data import Dataset
+from robustfast.errors import UserError
+from robustfast.training import checkpoint
+from robustfast.training import fit as fit_module
+from robustfast.training.engine import Engine
+from robustfast.training.fit import fit, resume
+from robustfast.training.presets import METHODS
+from robustfast.training.run_folder import RunFolder, load_run
+
+
+@pytest.fixture(autouse=True)
+def _few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_module, "load", few_digits)
+
+
+class StopError(Exception):
+    """Stands for the process ending."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let the engine make this many steps and no more."""
+    made = 0
+    step = Engine.step
+
+    def limited(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        nonlocal made
+        if made == steps:
+            raise StopError
+        made += 1
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "step", limited)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "pi"])
+def test_every_objective_leaves_a_whole_run(method: str, tmp_path: Path) -> None:
+    run = fit(tiny(f"digits-{method}", out=tmp_path / "run", tensorboard=True))
+    lines = metrics(run)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert lines[0]["loss"] == pytest.approx(sum(lines[0]["terms"].values()), rel=1e-5)
+    ways = {"st": "n", "at": "r", "trades": "r", "aat": "srn", "aatpp": "srn"}[method]
+    assert list(lines[1]["natural"]) == list(ways)
+    assert list(lines[1]["adversarial"]) == list(ways.replace("s", ""))
+
+    record = json.loads((run / "config.json").read_text())
+    assert record["config"]["preset"] == f"digits-{method}"
+    assert record["hardware"]["torch"] == torch.__version__
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    last = load_run(run, device="cpu")
+    assert (last.epoch, last.config.method, last.model.training) == (2, method, False)
+    assert load_run(run, which="best", device="cpu").epoch in (1, 2)
+
+
+def test_training_moves_only_the_ways_of_the_objective(tmp_path: Path) -> None:
+    run = load_run(fit(tiny("digits-st", out=tmp_path / "st")), device="cpu").model
+    other = load_run(fit(tiny("digits-at", out=tmp_path / "at")), device="cpu").model
+    # Both start from the same weights of the seed; ST leaves encoder_r there, AT encoder_n.
+    for name, untouched in run.encoder_r.named_parameters():
+        assert not torch.equal(untouched, other.encoder_r.get_parameter(name)), name
+    weights = tiny("digits-st", out=tmp_path / "short", epochs=1)
+    short = load_run(fit(weights), device="cpu").model
+    for (name, first), second in zip(
+        short.encoder_r.state_dict().items(), run.encoder_r.state_dict().values(), strict=True
+    ):
+        assert torch.equal(first, second), name
+
+
+def test_two_runs_of_a_seed_are_equal_and_of_two_seeds_are_not(tmp_path: Path) -> None:
+    first, second = (fit(tiny(out=tmp_path / name)) for name in "ab")
+    assert_same_end(first, second)
+    other = fit(tiny(out=tmp_path / "c", seed=1))
+    assert metrics(other)[0]["loss"] != metrics(first)[0]["loss"]
+
+
+def test_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    fit(tiny("digits-st", out=tmp_path / "run", epochs=1))
+    assert torch.equal(torch.rand(1), expected)
+
+
+# 0: before the first step. 2: inside the first epoch. 3: in the second epoch, at its start. 5: inside it.
+@pytest.mark.parametrize("steps", [0, 2, 3, 5])
+@pytest.mark.parametrize("checkpoint_steps", [0, 1])
+def test_resumed_is_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, checkpoint_steps: int, whole: Path
+) -> None:
+    config = tiny(out=tmp_path / "run", checkpoint_steps=checkpoint_steps)
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(StopError):
+            fit(config)
+    if checkpoint_steps and steps in (2, 5):
+        state, _ = checkpoint.load_newest(config.out / "checkpoints")
+        assert (state["epoch"], state["step"]) == divmod(steps, 3)
+    assert_same_end(resume(config.out), whole)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "load", few_digits)
+        return fit(tiny(out=tmp_path_factory.mktemp("whole") / "run"))
+
+
+def test_dropout_augmentation_and_schedule_resume_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmallCNN has dropout, which draws from torch's generator; crops, flips and one-cycle ride along."""
+    generator = torch.Generator().manual_seed(0)
+    noise = Dataset(
+        "noise",
+        torch.randint(0, 256, (48, 1, 28, 28), dtype=torch.uint8, generator=generator),
+        torch.randint(0, 10, (48,), generator=generator),
+        tuple("0123456789"),
+    )
+    monkeypatch.setattr(fit_module, "load", lambda *args: noise)
+    config = tiny(
+        "mnist-aatpp",
+        batch_size=20,
+        schedule="onecycle",
+        milestones=(),
+        augment=True,
+        checkpoint_steps=2,
+        lr=0.01,
+    )
+    whole = fit(replace(config, out=tmp_path / "whole"))
+    for steps in (2, 4):
+        out = tmp_path / str(steps)
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(StopError):
+                fit(replace(config, out=out))
+        assert_same_end(resume(out), whole)
+
+
+def test_resume_of_a_finished_run_changes_nothing(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    resume(whole)
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()} == before
+    assert "is finished: 2 epochs" in capsys.readouterr().out
+
+
+def test_interrupt_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=f"--resume {tmp_path / 'run'}"):
+        fit(tiny(out=tmp_path / "run"))
+
+
+def test_nan_loss_stops_with_checkpoint_and_indices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("digits-st", out=tmp_path / "run")
+    trainer = fit_module.Trainer
+    train_epoch = trainer._train_epoch
+
+    def poison(self: Any, progress: Any) -> None:
+        if self.epoch == 1:
+            # One image of the second epoch's second batch is not a number.
+            images = self.feed._images = self.feed._images / 1.0
+            images[list(self.feed.batches(1))[1].index[3]] = float("nan")
+        train_epoch(self, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_train_epoch", poison)
+        with pytest.raises(UserError) as raised:
+            fit(config)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "loss of phase 'model' is nan" in message
+    assert "epoch 2, step 2, on 32 images (indices " in message
+    state = checkpoint.load(config.out / "checkpoints" / "nonfinite.pt")
+    assert (state["epoch"], state["step"], len(state["index"])) == (1, 1, 32)
+    assert f"indices {', '.join(map(str, state['index'][:8].tolist()))}, ..." in message
+    assert all(torch.isfinite(value).all() for name, value in state["model"].items() if "running" not in name)
+    # The good checkpoint is whole: with the image mended the run ends as if nothing had been.
+    assert_same_end(resume(config.out), fit(replace(config, out=tmp_path / "whole")))
+
+
+def test_infinite_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
+    # One step an epoch, so that no later loss of the epoch shows what the step has done.
+    with pytest.raises(UserError, match=r"weights are not finite after epoch 1: .*lower --lr"):
+        fit(
+            tiny(
+                "digits-st",
+                out=tmp_path / "run",
+                batch_size=2000,
+                lr=1e38,
+                schedule="multistep",
+                weight_decay=1e38,
+            )
+        )
+    assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+def test_metrics_behind_the_checkpoint_are_dropped(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run killed between its metrics line and its checkpoint has a line too many, perhaps half of one."""
+    config = tiny(out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(StopError):
+            fit(config)
+    with (config.out / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "ste')
+    assert_same_end(resume(config.out), whole)
+
+
+def test_lost_metrics_are_an_error(tmp_path: Path, whole: Path) -> None:
+    folder = RunFolder.open(whole)
+    trainer = fit_module.Trainer(
+        replace(folder, path=tmp_path), few_digits("digits", "train"), torch.device("cpu")
+    )
+    state, path = checkpoint.load_newest(whole / "checkpoints")
+    with pytest.raises(UserError, match=r"metrics\.jsonl has 0 bytes, the checkpoint counts \d+"):
+        trainer.restore(state, path)
+
+
+def test_damaged_newest_checkpoint_costs_one_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], whole: Path
+) -> None:
+    config = tiny(out=tmp_path / "run", checkpoint_steps=1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(StopError):
+            fit(config)
+    last = config.out / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    assert_same_end(resume(config.out), whole)
+    assert "last.pt is no readable checkpoint" in capsys.readouterr().out
+
+
+def test_out_must_be_new_or_empty(tmp_path: Path, whole: Path) -> None:
+    with pytest.raises(UserError, match=f"not empty; continue its run with --resume {whole}"):
+        fit(tiny(out=whole))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty; it holds no run"):
+        fit(tiny(out=tmp_path))
+    # What a kill during the very first write leaves does not count.
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "config.json.partial").write_text("{")
+    fit(tiny("digits-st", out=tmp_path / "young", epochs=1))
+
+
+def test_default_folder_is_the_next_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for expected in ("digits-st-seed3", "digits-st-seed3-2", "digits-st-seed3-3"):
+        assert fit(tiny("digits-st", seed=3, epochs=1, validate_every=0)) == Path("runs") / expected
+
+
+def test_no_check_no_best(tmp_path: Path) -> None:
+    run = fit(tiny("digits-st", out=tmp_path / "run", epochs=1, validate_every=0))
+    assert "natural" not in metrics(run)[0]
+    with pytest.raises(UserError, match=r"has no best\.pt"):
+        load_run(run, which="best")
+
+
+def test_check_every_second_epoch_and_after_the_last(tmp_path: Path) -> None:
+    run = fit(tiny("digits-st", out=tmp_path / "run", epochs=5, validate_every=2))
+    assert [line["epoch"] for line in metrics(run) if "natural" in line] == [2, 4, 5]
+
+
+def test_resume_refuses_another_configuration(whole: Path) -> None:
+    stored = RunFolder.open(whole).config
+    with pytest.raises(
+        UserError, match=r"--lr 0\.5 \(was 0\.05\), --seed 4 \(was 0\); leave these flags out"
+    ):
+        resume(whole, replace(stored, lr=0.5, seed=4))
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no run folder: it has no config\.json"):
+        resume(tmp_path)
+    with pytest.raises(UserError, match=r"is no run folder"):
+        load_run(tmp_path)
+
+
+def test_run_without_checkpoint_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
+) -> None:
+    config = tiny(out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(StopError):
+            fit(config)
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        load_run(config.out)
+    assert_same_end(resume(config.out), whole)
+
+
+def test_run_of_another_version_says_so(tmp_path: Path, whole: Path) -> None:
+    record = json.loads((whole / "config.json").read_text())
+    record["robustfast"] = "0.0.1"
+    record["config"]["old_field"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"unknown fields: old_field.*written by robustfast 0\.0\.1"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        RunFolder.open(tmp_path)
+
+
+# One processor in two computes fp16 by emulation, so it takes the objective with the fewest passes.
+@pytest.mark.parametrize(("precision", "preset"), [("bf16", "digits-aatpp"), ("fp16", "digits-st")])
+def test_short_precisions_learn_and_keep_float32(precision: str, preset: str, tmp_path: Path) -> None:
+    run = fit(tiny(preset, out=tmp_path / "run", precision=precision, epochs=4, channels_last=True))
+    lines = metrics(run)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert {value.dtype for value in load_run(run, device="cpu").model.parameters()} == {torch.float32}
+
+
+def test_backend_choice_reaches_the_ops(tmp_path: Path) -> None:
+    reference = fit(tiny(out=tmp_path / "reference", backend="reference"))
+    auto = fit(tiny(out=tmp_path / "auto"))
+    # Same arithmetic in float32, hence the same run up to rounding, on whatever "auto" is here.
+    first, second = (metrics(run)[0]["loss"] for run in (reference, auto))
+    assert first == pytest.approx(second, rel=1e-4)
+    with pytest.raises(UserError, match="cuda"):
+        fit(tiny(out=tmp_path / "cuda", backend="cuda"))
