@@ -64,7 +64,7 @@ def comparison_table(comparison: Comparison, note: str = "") -> Table:
         title=f"{comparison.title} (percent)",
         caption=note or None,
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
         show_edge=False,
     )

@@ -1,0 +1,44 @@
+"""Reading the held-out checks back from metrics.jsonl."""
+
+import json
+
+import pytest
+
+from robustfast.errors import UserError
+from robustfast.evaluation.curves import held_out_curves
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_epochs_without_a_check_are_left_out(tmp_path):
+    path = write(
+        tmp_path / "metrics.jsonl",
+        {"epoch": 1, "loss": 2.0},
+        {"epoch": 2, "natural": {"s": 0.5, "r": 0.25}, "adversarial": {"r": 0.125}},
+        {"epoch": 3, "loss": 1.0},
+        {"epoch": 4, "natural": {"s": 0.75, "r": 0.5}, "adversarial": {"r": 0.25}},
+    )
+    curves = held_out_curves(path)
+    assert curves.epochs == [2, 4]
+    assert curves.natural == {"s": [0.5, 0.75], "r": [0.25, 0.5]}
+    assert curves.adversarial == {"r": [0.125, 0.25]}
+
+
+def test_no_check_gives_empty_curves(tmp_path):
+    assert held_out_curves(write(tmp_path / "metrics.jsonl", {"epoch": 1})).epochs == []
+
+
+@pytest.mark.parametrize("line", ["{", '{"natural": {}}', "3", '{"natural": {"s": 1}, "epoch": 1}'])
+def test_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
+        held_out_curves(path)
+
+
+def test_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        held_out_curves(tmp_path / "metrics.jsonl")

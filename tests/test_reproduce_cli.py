@@ -1,0 +1,152 @@
+"""`python -m robustfast.reproduce`: a table from what is missing, also after a kill at any moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from robustfast.command_line import main_wrapper
+from robustfast.data import Dataset
+from robustfast.evaluation.reduced_data import FORMATS
+from robustfast.reproduce import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folder with a data set of a few random images in MNIST's format."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "mnist").mkdir()
+    draws = torch.Generator().manual_seed(0)
+    splits = {
+        split: Dataset(
+            name="mnist",
+            images=torch.randint(0, 256, (images, 1, 28, 28), dtype=torch.uint8, generator=draws),
+            labels=torch.randint(0, 10, (images,), generator=draws),
+            classes=tuple("0123456789"),
+        )
+        for split, images in (("train", 48), ("test", 16))
+    }
+    FORMATS["mnist"](folder / "mnist", splits)
+    return folder
+
+
+def arguments(table, data, out, *more):
+    return [table, "--scale", "smoke", "--data-dir", str(data), "--out", str(out), "--device", "cpu", *more]
+
+
+def call(capsys, argv):
+    code = main_wrapper(main, argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_killed_and_called_again_keeps_finished_rows(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    first, last = (
+        out / "smoke" / f"mnist-{method}" / "evaluation" / "aat.json" for method in ("st", "aatpp")
+    )
+    argv = arguments("aat-table3", data, out)
+    with subprocess.Popen(
+        [sys.executable, "-m", "robustfast.reproduce", *argv],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            while not first.exists():
+                assert process.poll() is None, process.stdout.read()
+                time.sleep(0.01)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert not last.exists()
+    kept = {file: file.stat().st_mtime_ns for file in first.parents[1].rglob("*") if file.is_file()}
+
+    code, printed, err = call(capsys, argv)
+    assert (code, err) == (0, "")
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert "finished" in printed
+    assert "training mnist-st" not in printed
+    assert "training mnist-aatpp" in printed
+
+    values = json.loads((out / "smoke" / "aat-table3.json").read_text())
+    assert values["comparable"] is False
+    assert list(values["rows"]) == ["st", "at", "st+at", "aat", "aatpp"]
+    row = values["rows"]["aatpp"]["mnist-linf.adversarial.dia"]
+    assert row["paper"] == pytest.approx(0.899)
+    assert row["difference"] == pytest.approx(row["ours"] - 0.899)
+    assert values["rows"]["st+at"]["natural.n"]["ours"] == values["rows"]["st"]["natural.n"]["ours"]
+    assert values["attacks"][0]["steps"] == 2
+    assert "| AAT++ | ours |" in (out / "smoke" / "aat-table3.md").read_text()
+
+    # All there: nothing is trained or attacked again, and another table of the same runs needs nothing more.
+    for table in ("aat-table3", "aat-table8"):
+        code, printed, err = call(capsys, arguments(table, "nowhere", out))
+        assert (code, err) == (0, "")
+        assert "nothing to run: all rows are finished" in printed
+        assert "training" not in printed.replace("training images", "")
+    assert json.loads((out / "smoke" / "aat-table8.json").read_text())["rows"]["aat"]
+
+
+def test_dry_run_says_what_it_would_do_and_does_nothing(data, tmp_path, capsys):
+    code, printed, _ = call(capsys, arguments("aat-table3", data, tmp_path, "--dry-run"))
+    assert code == 0
+    assert printed.count("new: 1 epochs") == 4
+    assert "estimate: " in printed
+    assert "the numbers say nothing about the method" in printed
+    assert [entry.name for entry in (tmp_path / "smoke").iterdir()] == ["data"]
+
+
+def test_other_settings_need_another_folder(data, tmp_path, capsys):
+    folder = tmp_path / "smoke" / "mnist-st"
+    code, _, _ = call(capsys, arguments("aat-table3", data, tmp_path, "--dry-run"))
+    assert code == 0
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    code, _, err = call(capsys, arguments("aat-table3", data, tmp_path))
+    assert code == 2
+    assert "mnist-st is in the way" in err
+    assert (folder / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["aat-table9"], "unknown table 'aat-table9'; did you mean 'aat-table"),
+        (["aat-table3", "--scale", "huge"], "huge"),
+        (["aat-table3", "--data-dir", "nowhere"], "mnist"),
+        (["aat-table2", "--data-dir", "nowhere", "--scale", "paper"], "cifar10"),
+        ([], "Missing"),
+    ],
+)
+def test_mistakes(argv, words, tmp_path, capsys):
+    code, out, err = call(capsys, [*argv, "--out", str(tmp_path / "out")])
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert "Traceback" not in out + err
+
+
+def test_ablation_of_random_images_is_drawn(data, tmp_path, capsys, monkeypatch):
+    from robustfast.evaluation import paper, reproduction
+
+    # The ablation's own backbone takes minutes: the same rows on the small one.
+    monkeypatch.setitem(reproduction.FAMILIES, "aat-ablation", "mnist")
+    table = paper.TABLES["aat-ablation"]
+    monkeypatch.setitem(
+        paper.TABLES,
+        "aat-ablation",
+        paper.PaperTable(table.title, table.source, {"mnist-linf": "l2"}, table.rows),
+    )
+    code, printed, err = call(capsys, arguments("aat-ablation", data, tmp_path))
+    assert (code, err) == (0, "")
+    assert "ST+AS+AR+AN" in printed
+    assert (tmp_path / "smoke" / "aat-ablation.png").stat().st_size > 10_000
+    values = json.loads((tmp_path / "smoke" / "aat-ablation.json").read_text())
+    assert all(cell["paper"] is None for row in values["rows"].values() for cell in row.values())
