@@ -45,22 +45,21 @@ C10_HOST_DEVICE inline T pgd_step_linf(T x_adv, T g, T x, T step_size, T eps, Bo
   return clamp(x + clamp(delta, -eps, eps), b.lo, b.hi);
 }
 
-// How one sample moves: u = x_adv + scale * (g or its sign), where |g| >= threshold.
-template <typename T>
+// How one sample moves before it is projected: by step_size times the sign of g, or by scale times g, or times the sign
+// of g where |g| >= threshold.
+template <Step step, typename T>
 struct Move {
-  Step step;
   T step_size;   // Step::sign
   double scale;  // Step::grad and Step::topq: step size over the length of the direction; 0 without a direction
   T threshold;   // Step::topq: the k-th largest |g|
 
   C10_HOST_DEVICE inline T delta(T x_adv, T g, T x) const {
     T moved;
-    if (step == Step::sign) {
+    if constexpr (step == Step::sign) {
       moved = step_size * sign(g);
-    } else if (scale == 0) {
-      moved = T(0);
-    } else if (step == Step::grad) {
-      moved = static_cast<T>(static_cast<double>(zero_nan(g)) * scale);
+    } else if constexpr (step == Step::grad) {
+      // An infinite entry has scale 0, and may not make NaN of it.
+      moved = scale == 0 ? T(0) : static_cast<T>(static_cast<double>(zero_nan(g)) * scale);
     } else {
       moved = absolute(zero_nan(g)) >= threshold ? static_cast<T>(static_cast<double>(sign(g)) * scale) : T(0);
     }
@@ -68,16 +67,16 @@ struct Move {
   }
 };
 
-// How a sample's delta comes back into the ball.
+// How a sample's delta comes back into the l2 or l1 ball.
+template <Norm norm>
 struct Projection {
-  Norm norm;
   bool inside;    // leave delta as it is
   double shrink;  // l2: eps / |delta|; l1: the threshold tau
 
   template <typename T>
   C10_HOST_DEVICE inline T operator()(T delta) const {
     if (inside) return delta;
-    if (norm == Norm::l2) return static_cast<T>(static_cast<double>(delta) * shrink);
+    if constexpr (norm == Norm::l2) return static_cast<T>(static_cast<double>(delta) * shrink);
     const double size = static_cast<double>(absolute(delta)) - shrink;
     return static_cast<T>(static_cast<double>(sign(delta)) * (size > 0 ? size : 0));
   }

@@ -89,23 +89,24 @@ __global__ void __launch_bounds__(256, 1)
   };
   const auto gradient = [&](int64_t i) { return zero_nan(static_cast<T>(grad[i])); };
 
-  Move<T> move{step, step_size[sample], 0, 0};
+  Move<step, T> move{step_size[sample], 0, 0};
   if constexpr (step != Step::sign) {
-    double peak = 0;
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) peak = Max()(peak, double(absolute(gradient(i))));
-    peak = block_reduce(peak, Max(), 0.0, sums);
-    const bool usable = peak > 0 && peak < double(INFINITY);
-    if (usable && step == Step::topq) {
-      move.threshold = kth_largest<T>(grad, n, k, counts);
-      const T t = move.threshold;
-      move.scale = move.step_size /
-                   each([&](int64_t i) { return absolute(gradient(i)) >= t && gradient(i) != T(0) ? 1.0 : 0.0; });
-    } else if (usable) {
-      const double length = norm == Norm::linf ? peak
-                            : norm == Norm::l2
-                                ? sqrt(each([&](int64_t i) { return double(gradient(i)) * double(gradient(i)); }))
-                                : each([&](int64_t i) { return double(absolute(gradient(i))); });
-      move.scale = move.step_size / length;
+    double size = 0;
+    if constexpr (step == Step::topq || norm == Norm::linf) {
+      for (int64_t i = threadIdx.x; i < n; i += blockDim.x) size = Max()(size, double(absolute(gradient(i))));
+      size = block_reduce(size, Max(), 0.0, sums);
+    } else if constexpr (norm == Norm::l2) {
+      size = sqrt(each([&](int64_t i) { return double(gradient(i)) * double(gradient(i)); }));
+    } else {
+      size = each([&](int64_t i) { return double(absolute(gradient(i))); });
+    }
+    // A zero or infinite gradient has no direction: the sample stays where it is.
+    if (size > 0 && size < double(INFINITY)) {
+      if constexpr (step == Step::topq) {
+        const T t = move.threshold = kth_largest<T>(grad, n, k, counts);
+        size = each([&](int64_t i) { return absolute(gradient(i)) >= t && gradient(i) != T(0) ? 1.0 : 0.0; });
+      }
+      move.scale = move.step_size / size;
     }
   }
 
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(256, 1)
   }
   const double size = norm == Norm::l2 ? sqrt(each([&](int64_t i) { return double(delta(i)) * double(delta(i)); }))
                                        : each([&](int64_t i) { return double(absolute(delta(i))); });
-  Projection project{norm, !(size > double(radius)), 0};
+  Projection<norm> project{!(size > double(radius)), 0};
   if (!project.inside && norm == Norm::l2) project.shrink = double(radius) / size;
   if (!project.inside && norm == Norm::l1) {
     // Michelot's fixed point: the support only shrinks, so it ends exactly.

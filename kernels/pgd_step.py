@@ -100,14 +100,21 @@ def _step_sample_kernel(
     scale = tl.cast(0, tl.float64)
     threshold = tl.cast(0, T)
     if STEP != _SIGN:
-        peak = tl.zeros([BLOCK], tl.float64)
-        length = tl.zeros([BLOCK], tl.float64)
+        sizes = tl.zeros([BLOCK], tl.float64)
         for start in range(0, n, BLOCK):
             g = tl.abs(_gradient(grad_ptr, start + lanes, start + lanes < n, T)).to(tl.float64)
-            peak = tl.maximum(peak, g)
-            length += g * g if NORM == _L2 else g
-        peak = tl.max(peak)
-        usable = (peak > 0) & (peak < float("inf"))
+            if STEP == _TOPQ or NORM == _LINF:
+                sizes = tl.maximum(sizes, g)
+            else:
+                sizes += g * g if NORM == _L2 else g
+        if STEP == _TOPQ or NORM == _LINF:
+            size = tl.max(sizes)
+        elif NORM == _L2:
+            size = tl.sqrt(tl.sum(sizes))
+        else:
+            size = tl.sum(sizes)
+        # A zero or infinite gradient has no direction: the sample stays where it is.
+        usable = (size > 0) & (size < float("inf"))
         if STEP == _TOPQ:
             # The k-th largest |g|, bit by bit from the top: sizes of floats order like their bit patterns.
             found = tl.cast(0, BITS)
@@ -124,14 +131,8 @@ def _step_sample_kernel(
             for start in range(0, n, BLOCK):
                 g = _gradient(grad_ptr, start + lanes, start + lanes < n, T)
                 chosen += ((tl.abs(g) >= threshold) & (g != 0)).to(tl.float64)
-            total = tl.sum(chosen)
-        elif NORM == _LINF:
-            total = peak
-        elif NORM == _L2:
-            total = tl.sqrt(tl.sum(length))
-        else:
-            total = tl.sum(length)
-        scale = tl.where(usable, step_size.to(tl.float64) / tl.where(usable, total, 1.0), 0.0)
+            size = tl.sum(chosen)
+        scale = tl.where(usable, step_size.to(tl.float64) / tl.where(usable, size, 1.0), 0.0)
 
     radius = eps.to(tl.float64)
     sums = tl.zeros([BLOCK], tl.float64)

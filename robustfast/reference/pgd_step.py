@@ -44,15 +44,15 @@ def _step(g: Tensor, step_size: Tensor, norm: str, step: str, k: int) -> Tensor:
     if step == "sign":
         return step_size * g.sign()
     if step == "topq":
-        peak = _norm(g, "linf")
-        threshold = g.abs().flatten(1).topk(k).values[:, -1].reshape_as(peak)
+        size = _norm(g, "linf")
+        threshold = g.abs().flatten(1).topk(k).values[:, -1].reshape_as(size)
         chosen = torch.where((g.abs() >= threshold) & (g != 0), g.sign(), 0)
         length = _norm(chosen, "l1")
     else:
-        peak = length = _norm(g, norm)
+        size = length = _norm(g, norm)
         chosen = g
     # A zero or infinite gradient has no direction: the sample stays where it is.
-    usable = (peak > 0) & (peak < torch.inf)
+    usable = (size > 0) & (size < torch.inf)
     scale = torch.where(usable, step_size.double() / length, 0)
     return (torch.where(usable, chosen, 0) * scale).to(g.dtype)
 
