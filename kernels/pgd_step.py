@@ -149,8 +149,8 @@ def _step_sample_kernel(
                 threshold,
                 STEP,
             )
-            size = tl.abs(delta).to(tl.float64)
-            sums += size * size if NORM == _L2 else size
+            d = tl.abs(delta).to(tl.float64)
+            sums += d * d if NORM == _L2 else d
     size = tl.sum(sums)
     if NORM == _L2:
         size = tl.sqrt(size)
