@@ -1,0 +1,100 @@
+"""What an objective is: a generator that says what one batch does, phase by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from robustfast.attacks import AttackConfig
+from robustfast.data import Dataset
+from robustfast.models import ThreeWay
+
+__all__ = ["Objective", "Phase"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer step.
+
+    Attributes:
+        optimizer: the optimizer whose parameters alone receive this gradient and then move.
+        loss: scalar with a graph.
+        terms: what `loss` adds up, detached scalars by name, for the log.
+    """
+
+    optimizer: str
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+class Objective:
+    """A training objective over a three-way model.
+
+    The engine calls `prepare` once, then for every batch `begin` and `phases`; around each phase it clears
+    gradients, scales, runs backward and steps. An objective does none of these, and leaves every module in the
+    mode it found it in.
+
+    Args:
+        model: what is trained.
+        config: an instance of the class attribute `Config`.
+        attack: the training attack's strength.
+        seed: the run's seed; every draw derives from it, the epoch and the samples' global indices.
+        engine: how attacks run, as for `robustfast.attacks.PGD`.
+
+    Attributes:
+        Config: dataclass of the objective's own settings (``--objective.FIELD``).
+        main_ways: the ways this objective trains; the others keep the weights they were given.
+        attack: makes the adversarial images of a batch, called as ``attack(x, y, index, **self.now())``; None
+            where the objective attacks nothing.
+    """
+
+    Config: ClassVar[type]
+    main_ways: ClassVar[str]
+
+    def __init__(
+        self, model: ThreeWay, config: Any, attack: AttackConfig, *, seed: int, engine: str = "auto"
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.strength = attack
+        self.seed = seed
+        self.engine = engine
+        self.epoch = 0
+        self.progress = 0.0
+        self.attack: Callable[..., Any] | None = None
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Optimizer name -> the parameters it moves. The others receive no gradient."""
+        chosen = {id(p) for way in self.main_ways for p in self.model.way(way).parameters()}
+        return {"model": [p for p in self.model.parameters() if id(p) in chosen]}
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Called once before the first step, with the training split. Most objectives need nothing from it."""
+
+    def begin(self, epoch: int, progress: float) -> None:
+        """Called before every batch.
+
+        Args:
+            epoch: counts from 0; keys the draws of the attacks.
+            progress: share of the training that is done, in [0, 1]; drives the growth of the attack's strength.
+        """
+        self.epoch = epoch
+        self.progress = progress
+
+    def now(self) -> dict[str, Any]:
+        """What an attack's call needs to know of this moment: the keywords `epoch`, `eps` and `step_size`."""
+        eps, step_size = self.strength.at(self.progress)
+        return {"epoch": self.epoch, "eps": eps, "step_size": step_size}
+
+    def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
+        """What one batch does.
+
+        Args:
+            x: images [B, C, H, W] in [0, 1].
+            y: labels, int64 [B].
+            index: global sample indices, int64 [B].
+        """
+        raise NotImplementedError

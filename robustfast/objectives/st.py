@@ -1,0 +1,28 @@
+"""Standard training: the paper's one-way baseline that sees no attack."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustfast.objectives.objective import Objective, Phase
+
+__all__ = ["ST"]
+
+
+class ST(Objective):
+    """Cross entropy of the non-robust way on natural images: the robust encoder stays as it was (AAT, section 3.1).
+
+    Passes: 3F.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """No settings of its own."""
+
+    main_ways = "n"
+
+    def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
+        loss = F.cross_entropy(self.model.way("n")(x), y)
+        yield Phase("model", loss, {"clean": loss.detach()})

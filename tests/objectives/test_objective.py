@@ -1,0 +1,150 @@
+import dataclasses
+
+import pytest
+import torch
+
+from robustfast.attacks import AttackConfig
+from robustfast.objectives import OBJECTIVES, Objective
+
+ATTACK = AttackConfig(eps=0.1, step_size=0.05, steps=2)
+MAIN_WAYS = {"st": "n", "at": "r", "trades": "r", "aat": "srn", "aatpp": "srn", "pi": "srn"}
+
+
+def build(name, model, attack=ATTACK, **fields):
+    cls = OBJECTIVES[name]
+    return cls(model, cls.Config(**fields), attack, seed=0)
+
+
+def test_registry_holds_the_papers_objectives():
+    assert {name: cls.main_ways for name, cls in OBJECTIVES.items()} == MAIN_WAYS
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_config_is_a_frozen_dataclass_with_defaults(name):
+    config = OBJECTIVES[name].Config()
+    assert dataclasses.is_dataclass(config)
+    assert config == OBJECTIVES[name].Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.anything = 1
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_parameters_are_those_of_the_ways_trained_each_once(name, digits_model):
+    (optimizer, parameters), *others = build(name, digits_model).parameters().items()
+    assert optimizer == "model"
+    assert not others
+    encoders = {"n": ["encoder_n"], "r": ["encoder_r"], "srn": ["encoder_r", "encoder_n"]}[MAIN_WAYS[name]]
+    expected = [
+        parameter
+        for prefix, parameter in digits_model.named_parameters()
+        if prefix.split(".")[0] in [*encoders, "head"]
+    ]
+    assert len(parameters) == len(expected)
+    assert all(a is b for a, b in zip(parameters, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["st", "at", "trades", "aat", "aatpp"])
+def test_gradients_reach_exactly_the_parameters_named(name, digits_model, batch):
+    objective = build(name, digits_model)
+    (phase,) = objective.phases(*batch)
+    assert all(parameter.grad is None for parameter in digits_model.parameters())
+    phase.loss.backward()
+    named = {id(parameter) for parameter in objective.parameters()[phase.optimizer]}
+    for label, parameter in digits_model.named_parameters():
+        assert (parameter.grad is not None) == (id(parameter) in named), label
+
+
+@pytest.mark.parametrize("name", ["st", "at", "trades", "aat", "aatpp"])
+def test_phase_is_one_scalar_and_its_terms_are_detached(name, digits_model, batch):
+    (phase,) = build(name, digits_model).phases(*batch)
+    assert phase.loss.shape == ()
+    assert phase.loss.requires_grad
+    assert phase.terms
+    for term in phase.terms.values():
+        assert term.shape == ()
+        assert not term.requires_grad
+    total = sum(phase.terms.values()) + (5 * phase.terms["divergence"] if name == "trades" else 0)
+    torch.testing.assert_close(phase.loss.detach(), total)
+
+
+@pytest.mark.parametrize("name", ["st", "at", "trades", "aat", "aatpp"])
+def test_modes_and_gradients_are_left_alone(name, digits_model, batch):
+    digits_model.train()
+    digits_model.encoder_r.convolutions[1].eval()  # a batch norm its owner froze
+    before = [module.training for module in digits_model.modules()]
+    for parameter in digits_model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    list(build(name, digits_model).phases(*batch))
+    assert [module.training for module in digits_model.modules()] == before
+    assert all((parameter.grad == 1).all() for parameter in digits_model.parameters())
+
+
+@pytest.mark.parametrize("name", ["at", "trades", "aat", "aatpp"])
+def test_draws_are_a_function_of_seed_epoch_and_index(name, digits_model, batch):
+    x, y, index = batch
+    digits_model.eval()  # so that running statistics do not move between the calls
+
+    def made(seed=0, epoch=0, index=index):
+        """Every adversarial image of one batch, in one tensor."""
+        cls = OBJECTIVES[name]
+        objective = cls(digits_model, cls.Config(), ATTACK, seed=seed)
+        attack, images = objective.attack, []
+
+        def spy(*args, **keywords):
+            found = attack(*args, **keywords)
+            images.extend(found.values() if isinstance(found, dict) else [found])
+            return found
+
+        objective.attack = spy
+        objective.begin(epoch, 0.0)
+        list(objective.phases(x, y, index))
+        return torch.cat(images)
+
+    state = torch.get_rng_state()
+    first = made()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(made(), first)
+    assert not torch.equal(made(seed=1), first)
+    assert not torch.equal(made(epoch=1), first)
+    assert not torch.equal(made(index=index + 1), first)
+
+
+@pytest.mark.parametrize("name", ["at", "trades", "aat", "aatpp"])
+def test_begin_drives_the_growth_of_the_attack(name, digits_model, batch):
+    objective = build(name, digits_model, dataclasses.replace(ATTACK, ramp=0.5))
+    seen = []
+    attack = objective.attack
+
+    def spy(*args, **keywords):
+        seen.append({key: keywords[key] for key in ("epoch", "eps", "step_size")})
+        return attack(*args, **keywords)
+
+    objective.attack = spy
+    for epoch, progress in ((0, 0.0), (1, 0.25), (2, 0.5), (3, 0.9)):
+        objective.begin(epoch, progress)
+        list(objective.phases(*batch))
+    assert seen == [
+        {"epoch": 0, "eps": 0.0, "step_size": 0.0},
+        {"epoch": 1, "eps": 0.05, "step_size": 0.025},
+        {"epoch": 2, "eps": 0.1, "step_size": 0.05},
+        {"epoch": 3, "eps": 0.1, "step_size": 0.05},
+    ]
+
+
+@pytest.mark.parametrize("name", ["st", "at", "trades", "aat", "aatpp"])
+def test_bfloat16_autocast_gives_a_float32_loss_and_all_gradients(name, digits_model, batch):
+    # Weights that autocast caches under no_grad, for the labels, must not cut the gradient of the training pass.
+    objective = build(name, digits_model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (phase,) = objective.phases(*batch)
+    assert phase.loss.dtype == torch.float32
+    phase.loss.backward()
+    for parameter in objective.parameters()["model"]:
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.any()
+
+
+def test_the_base_class_has_no_phases(digits_model, batch):
+    objective = Objective.__new__(Objective)
+    with pytest.raises(NotImplementedError):
+        objective.phases(*batch)
