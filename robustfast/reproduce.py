@@ -171,7 +171,7 @@ def _state(run: PlannedRun, epochs: int | None, is_evaluated: bool) -> str:
     if is_evaluated:
         return "finished"
     if epochs is None:
-        return f"new: {run.config.epochs} epochs"
+        return f"new: {run.config.epochs} epoch{'s' if run.config.epochs > 1 else ''}"
     if epochs == run.config.epochs:
         return "trained, to be evaluated"
     return f"continues after epoch {epochs} of {run.config.epochs}"

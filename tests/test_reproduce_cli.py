@@ -96,7 +96,7 @@ def test_killed_and_called_again_keeps_finished_rows(data, tmp_path, capsys):
 def test_dry_run_says_what_it_would_do_and_does_nothing(data, tmp_path, capsys):
     code, printed, _ = call(capsys, arguments("aat-table3", data, tmp_path, "--dry-run"))
     assert code == 0
-    assert printed.count("new: 1 epochs") == 4
+    assert printed.count("new: 1 epoch ") == 4
     assert "estimate: " in printed
     assert "the numbers say nothing about the method" in printed
     assert [entry.name for entry in (tmp_path / "smoke").iterdir()] == ["data"]

@@ -118,11 +118,10 @@ def evaluate_run(
     }
     document = assemble(header, records)
     write(path / FILE, document)
-    figures = draw(path, document)
     console.print(accuracy_table(document))
     if (table := detection_table(document)) is not None:
         console.print(table)
-    written = ", ".join(str(file) for file in (path / FILE, *figures))
+    written = ", ".join(str(file) for file in (path / FILE, *draw(path, document)))
     console.print(f"written: {written}", markup=False, soft_wrap=True)
     return document
 

@@ -26,14 +26,14 @@ class HeldOutCurves:
 
 
 def held_out_curves(path: Path) -> HeldOutCurves:
-    """Read the held-out checks from a run's metrics.jsonl; without any, the curves are empty.
+    """Read the held-out checks from a run's metrics.jsonl; without any, or before the first epoch, the curves are empty.
 
     Raises:
         UserError: the file cannot be read, or a line of it is damaged.
     """
     curves = HeldOutCurves()
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().splitlines() if path.exists() else []
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     for number, line in enumerate(lines, start=1):

@@ -64,10 +64,10 @@ class Scale:
     Attributes:
         name: as the command line takes it.
         comparable: whether the numbers can stand beside the paper's.
-        epochs: share of the preset's epochs; milestones move with them.
+        epochs: share of the preset's epochs, and of the steps that make pseudo-inputs; milestones move with them.
         test_images: how many test images are attacked; None is all.
-        smoke: the images per backbone, (train, test), and attack steps for everything, where a run is only to show that
-            it runs; None otherwise.
+        smoke: where a run is only to show that it runs: by backbone the (training, test) images kept, for one epoch and
+            `SMOKE_STEPS` attack steps everywhere; None otherwise.
     """
 
     name: str
@@ -86,7 +86,7 @@ SCALES = {
         False,
         0.0,
         None,
-        {"small_cnn": (1024, 256), "preact_resnet18": (128, 64), "wide_resnet34_10": (16, 8)},
+        {"small_cnn": (1024, 256), "preact_resnet18": (128, 64), "wide_resnet34_10": (16, 4)},
     ),
     "small": Scale("small", False, 0.1, 1000),
     "paper": Scale("paper", True, 1.0, None),
@@ -267,4 +267,12 @@ def _at_scale(config: TrainConfig, scale: Scale) -> TrainConfig:
         return config
     epochs = max(1, round(config.epochs * scale.epochs))
     milestones = {round(milestone * scale.epochs) for milestone in config.milestones}
-    return replace(config, epochs=epochs, milestones=tuple(sorted(m for m in milestones if 0 < m < epochs)))
+    objective = config.objective
+    if config.method == "pi":
+        objective = replace(objective, steps=max(1, round(objective.steps * scale.epochs)))
+    return replace(
+        config,
+        epochs=epochs,
+        milestones=tuple(sorted(m for m in milestones if 0 < m < epochs)),
+        objective=objective,
+    )

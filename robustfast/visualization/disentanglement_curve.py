@@ -34,6 +34,8 @@ def disentanglement_curve(
         ValueError: a curve has another number of values than there are epochs.
     """
     figure, axes = new_figure()
+    # Few checks: show where they are. Open circles are natural, as the dashes are.
+    marker = "o" if len(epochs) <= 12 else None
     for kind, curves, style, width in (("natural", natural, "--", 1.2), ("attacked", adversarial, "-", 2.0)):
         for way, values in curves.items():
             if len(values) != len(epochs):
@@ -44,7 +46,9 @@ def disentanglement_curve(
                 style,
                 linewidth=width,
                 color=WAY_COLOURS[way],
-                marker="o" if len(epochs) == 1 else None,
+                marker=marker,
+                markersize=4,
+                markerfacecolor="white" if kind == "natural" else None,
                 label=f"{way.upper()} {WAY_NAMES[way]}, {kind}",
             )
     if "r" in adversarial and "n" in adversarial:
@@ -58,6 +62,7 @@ def disentanglement_curve(
         )
     percent_axis(axes)
     axes.set_xlabel("epoch")
+    axes.set_xlim(0, 1.03 * max(epochs))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, fontsize=11)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

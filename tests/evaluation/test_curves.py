@@ -39,6 +39,11 @@ def test_damaged_line_is_named(tmp_path, line):
         held_out_curves(path)
 
 
-def test_missing_file_is_one_line(tmp_path):
+def test_run_inside_its_first_epoch_has_no_curves(tmp_path):
+    assert held_out_curves(tmp_path / "metrics.jsonl").epochs == []
+
+
+def test_unreadable_file_is_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="cannot read"):
         held_out_curves(tmp_path / "metrics.jsonl")

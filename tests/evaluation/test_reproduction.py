@@ -99,6 +99,7 @@ def test_small_scale_is_a_tenth_and_says_so(tmp_path):
     assert not made.scale.comparable
     assert "not comparable" in made.note
     assert config.attack == PRESETS["cifar10-prn18-aatpp"].attack
+    assert next(run for run in made.runs if run.method == "pi").config.objective.steps == 100
 
 
 def test_smoke_scale_is_minutes_and_says_so(tmp_path):
