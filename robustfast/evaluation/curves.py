@@ -26,7 +26,7 @@ class HeldOutCurves:
 
 
 def held_out_curves(path: Path) -> HeldOutCurves:
-    """Read the held-out checks from a run's metrics.jsonl; without any, or before the first epoch, the curves are empty.
+    """Read the held-out checks from a run's metrics.jsonl; before the first one, the curves are empty.
 
     Raises:
         UserError: the file cannot be read, or a line of it is damaged.
