@@ -13,7 +13,7 @@ from robustfast.errors import UserError
 from robustfast.registry import lookup
 from robustfast.training.config import TrainConfig
 from robustfast.training.fit import fit, resume
-from robustfast.training.presets import DEFAULT, PRESETS
+from robustfast.training.presets import DEFAULT, FAMILIES, METHODS, PRESETS
 from robustfast.training.run_folder import RunFolder
 
 __all__ = ["main"]
@@ -62,14 +62,12 @@ def main(argv: Sequence[str]) -> None:
                 f"--out {arguments.config.out}: a resumed run stays in its folder; leave --out away"
             )
         path = resume(arguments.resume, arguments.config)
-    print(f"run folder: {path}")
+    print(f"run folder: {path}\nevaluate it with: python -m robustfast.evaluate {path}", flush=True)
     if arguments.evaluate:
         # Imported here, so that training needs nothing of the evaluation until it ends.
         from robustfast.evaluation.aat import evaluate_run
 
         evaluate_run(path, device=arguments.config.device, data_dir=arguments.config.data_dir)
-    else:
-        print(f"evaluate it with: python -m robustfast.evaluate {path}")
 
 
 def _resumed(flags: Sequence[str]) -> Path | None:
@@ -83,9 +81,10 @@ def _resumed(flags: Sequence[str]) -> Path | None:
 
 
 def _description(default: TrainConfig) -> str:
+    endings = ", ".join(f"-{name}" for name in METHODS)
     return (
-        f"Train a model. PRESET is one of {', '.join(PRESETS)}; without one it is {DEFAULT}. "
-        f"The defaults below are those of {default.preset}."
+        f"Train a model. PRESET is {', '.join(FAMILIES)}, each followed by one of {endings}; "
+        f"without one it is {DEFAULT}. The defaults below are those of {default.preset}."
     )
 
 

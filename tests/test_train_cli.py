@@ -230,7 +230,8 @@ def test_help(capfd: pytest.CaptureFixture[str]) -> None:
     assert leave.value.code == 0
     text = capfd.readouterr().out
     for part in (
-        "cifar10-wrn34-aatpp",
+        "cifar10-wrn34",
+        "-aatpp",
         "--attack.eps",
         "8/255",
         "--objective.terms",

@@ -1,7 +1,6 @@
 """What a training run is made of: one typed, immutable record, stored with the run and read back from it."""
 
 import dataclasses
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,5 +178,5 @@ def _typed(hint: Any, value: Any) -> Any:
         return _build(typing.cast(type, hint), value, {})
     if isinstance(value, list):
         return tuple(value)
-    is_path = hint is Path or (isinstance(hint, types.UnionType) and Path in typing.get_args(hint))
+    is_path = Path in (hint, *typing.get_args(hint))
     return Path(value) if is_path and value is not None else value

@@ -213,7 +213,7 @@ class Trainer:
         self.meter.seconds = time.perf_counter() - began
 
     def _end_epoch(self, progress: Progress, board: Board) -> None:
-        """Check, write the metrics line, then best.pt, then last.pt, which thus never speaks of anything unwritten."""
+        """Check, log, write best.pt, then last.pt: what a kill before that leaves, the resumed run undoes."""
         config, steps = self.config, len(self.feed)
         record: dict[str, Any] = {
             "epoch": self.epoch + 1,
@@ -237,6 +237,7 @@ class Trainer:
         self.epoch, self.step, self.meter = self.epoch + 1, 0, Meter()
         self._refuse_broken_weights()
         self.metrics.append(record)
+        board.write(self.epoch, record)
         if robust is not None and robust > self.best:
             self.best = robust
             state = {
@@ -247,7 +248,6 @@ class Trainer:
             }
             checkpoint.save(state, self.folder.checkpoints / "best.pt")
         self._save()
-        board.write(self.epoch, record)
         progress.line(_epoch_line(record, config.epochs))
 
     def state(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Progress:
     """
 
     def __init__(self, images: int, *, done: int = 0, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        self._console = console or Console()
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,7 +49,7 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Print a line that stays, above the bar. Not wrapped or coloured, so that it can be searched."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Progress:
         self._bar.start()

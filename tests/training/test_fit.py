@@ -223,6 +223,31 @@ def test_metrics_behind_the_checkpoint_are_dropped(
     assert_same_end(resume(config.out), whole)
 
 
+def test_tensorboard_has_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between the point of epoch 2 and its checkpoint, the resumed run writes that point again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny("digits-st", out=tmp_path / "run", epochs=3, tensorboard=True)
+    save = fit_module.Trainer._save
+
+    def stopped(self: Any) -> None:
+        if self.epoch == 2:
+            raise StopError
+        save(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module.Trainer, "_save", stopped)
+        with pytest.raises(StopError):
+            fit(config)
+    run = resume(config.out)
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("natural/n")] == pytest.approx(
+        [line["natural"]["n"] for line in metrics(run)]
+    )
+
+
 def test_lost_metrics_are_an_error(tmp_path: Path, whole: Path) -> None:
     folder = RunFolder.open(whole)
     trainer = fit_module.Trainer(
