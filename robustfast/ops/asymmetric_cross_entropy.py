@@ -47,8 +47,8 @@ def asymmetric_cross_entropy(
     an                  h_n(x_n)         `yhat_n`              `yhat_n` != `y`
     ==================  ===============  ====================  ========================================
 
-    A term is the sum over the samples it keeps, divided by the **full** batch size: a term that keeps nothing is exactly
-    0. Samples that are left out have exactly zero gradient and do not show, whatever their logits hold.
+    A term is the sum over the samples it keeps, divided by the **full** batch size: keeping nothing gives exactly 0.
+    Samples that are left out have exactly zero gradient and do not show, whatever their logits hold.
 
     One pass over the logits forward and one backward, for all terms together. Half-precision logits count in float32;
     sums run in a fixed order without atomics, so that two runs agree bit for bit. There is no second derivative. Logits

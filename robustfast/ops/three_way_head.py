@@ -148,7 +148,8 @@ def _samples(device: torch.device) -> Iterator[Sample]:
     yield Sample("empty", inputs(0, 8, 8, 3))
     yield Sample("paper", inputs(32, 200, 200, 10))
     yield Sample("double", inputs(4, 9, 9, 3, torch.float64))
-    yield Sample("bf16", inputs(6, 24, 24, 5, torch.bfloat16))
+    # Triton's interpreter cuts float32 to bfloat16 where a GPU rounds.
+    yield Sample("bf16", inputs(6, 24, 24, 5, torch.bfloat16), exact=False)
     yield Sample("fp16", inputs(6, 24, 24, 5, torch.float16))
 
 
