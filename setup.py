@@ -11,6 +11,7 @@ Environment variables:
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,21 @@ from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+
+
+def toolkit() -> str | None:
+    """Where the nvcc on PATH has its toolkit. torch takes the folder above nvcc's, which a wrapper script leads astray."""
+    if shutil.which("nvcc") is None:
+        return None
+    command = ["nvcc", "--dryrun", "-x", "cu", "-c", os.devnull]
+    plan = subprocess.run(command, capture_output=True, text=True, check=False)
+    top = re.search(r"^#\$ TOP=(.+)$", plan.stderr, re.MULTILINE)
+    return os.path.normpath(top[1]) if top else None
+
+
+# torch reads CUDA_HOME at its import.
+if not os.environ.get("CUDA_HOME") and not os.environ.get("CUDA_PATH") and (found := toolkit()):
+    os.environ["CUDA_HOME"] = found
 
 try:
     from torch.utils import cpp_extension
@@ -94,9 +110,13 @@ class BuildLibrary(cpp_extension.BuildExtension.with_options(no_python_abi_suffi
         try:
             if with_cuda and "TORCH_CUDA_ARCH_LIST" not in os.environ:
                 os.environ["TORCH_CUDA_ARCH_LIST"] = known_architectures()
+            # distutils itself passes over what fails in an optional extension; here the reason is wanted.
+            self.extensions[0].optional = False
             super().build_extensions()
         except Exception as error:  # compilers fail in many ways; none of them may fail the install
-            return f"{type(error).__name__}: {str(error).splitlines()[0]}; see the compiler's messages above"
+            return f"{type(error).__name__}: {str(error).splitlines()[0]}; the compiler's messages say more"
+        finally:
+            self.extensions[0].optional = True
         return None
 
     def copy_extensions_to_source(self) -> None:
