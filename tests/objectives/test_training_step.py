@@ -62,7 +62,7 @@ def step(method, model, x, y, index):
 class AsPeopleWriteIt:
     """The same methods in the plainest PyTorch.
 
-    Every way runs both encoders, the zeros are written out, an attack calls backward, a loss picks the samples it keeps.
+    Every way runs both encoders, the zeros are written out, an attack calls backward, a loss picks its samples.
     """
 
     def __init__(self, model):
