@@ -169,14 +169,14 @@ class Trainer:
     def run(self) -> None:
         """Train until the last epoch is done."""
         config, path = self.config, self.folder.path
+        if self.epoch == config.epochs:
+            print(f"{path} is finished: {self.epoch} epochs")
+            return
         done = self.epoch * self.images + self.meter.images
         with (
             Progress(config.epochs * self.images, done=done) as progress,
             Board(self._board_folder(progress), self.epoch) as board,
         ):
-            if self.epoch == config.epochs:
-                progress.line(f"{path} is finished: {self.epoch} epochs")
-                return
             verb = (
                 f"continuing {path} after {self._reached()}"
                 if done

@@ -115,7 +115,7 @@ def test_resumed_is_uninterrupted(
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit_module, "load", few_digits)
-        return fit(tiny(out=tmp_path_factory.mktemp("whole") / "run"))
+        return fit(tiny(out=tmp_path_factory.mktemp("whole") / "run", tensorboard=True))
 
 
 def test_dropout_augmentation_and_schedule_resume_too(
