@@ -22,7 +22,7 @@ from setuptools import Extension, find_packages, setup
 
 
 def toolkit() -> str | None:
-    """Where the nvcc on PATH has its toolkit. torch takes the folder above nvcc's, which a wrapper script leads astray."""
+    """Where the nvcc on PATH has its toolkit. torch takes the folder above nvcc's, and a wrapper script misleads it."""
     if shutil.which("nvcc") is None:
         return None
     command = ["nvcc", "--dryrun", "-x", "cu", "-c", os.devnull]
