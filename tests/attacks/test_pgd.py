@@ -60,8 +60,8 @@ def test_the_result_lies_in_the_ball_and_in_the_box(
         step=step, random_start=law, bounds=bounds, targeted=targeted, seed=seed,
     )  # fmt: skip
     x_adv = attack(x, torch.tensor([0, 1, 2]))
-    # Each of the 2 * size**2 pixels is rounded once, near 1.
-    rounding = torch.finfo(dtype).eps * 2 * size**2
+    # Each of the 2 * size**2 pixels is rounded, and a long step cut back to the ball brings the rounding of its length.
+    rounding = torch.finfo(dtype).eps * 2 * size**2 * (2 + step_size)
     assert (distance(x_adv, x, norm) <= attack.eps * (1 + torch.finfo(dtype).eps) + rounding).all()
     assert x_adv.amin() >= lo
     assert x_adv.amax() <= hi
@@ -122,6 +122,16 @@ def test_a_targeted_attack_is_the_loop_with_a_negative_step(net: nn.Module, batc
     assert torch.equal(
         PGD(net, eps=0.05, step_size=0.02, steps=4, targeted=True, random_start=False)(x, y), x_adv
     )
+
+
+@pytest.mark.parametrize("q", [0.02, 0.5])
+def test_the_sparse_l1_step_moves_the_given_fraction_of_the_pixels(
+    net: nn.Module, batch: Batch, q: float
+) -> None:
+    x, y = batch
+    x_adv = PGD(net, eps=3.0, step_size=1.0, steps=1, norm="l1", q=q, random_start=False)(0.25 + x / 2, y)
+    moved = (x_adv != 0.25 + x / 2).flatten(1).sum(1)
+    assert torch.equal(moved, torch.full((8,), round(q * 192)))
 
 
 def test_kl_against_given_probabilities(net: nn.Module, batch: Batch) -> None:
@@ -549,6 +559,16 @@ def test_the_graph_engine_needs_cuda(net: nn.Module, batch: Batch) -> None:
 def test_the_function_equals_the_object(net: nn.Module, batch: Batch) -> None:
     settings = {"eps": 0.05, "norm": "l2", "seed": 3, "restarts": 2}
     assert torch.equal(pgd(net, *batch, epoch=2, **settings), PGD(net, **settings)(*batch, epoch=2))
+
+
+def test_the_function_captures_no_graph_that_it_would_throw_away(
+    net: nn.Module, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = []
+    monkeypatch.setattr(PGD, "_engine", lambda self, x: engines.append(self.engine) or "eager")
+    pgd(net, *batch)
+    pgd(net, *batch, engine="compile")
+    assert engines == ["eager", "compile"]
 
 
 def test_attacks_by_name() -> None:

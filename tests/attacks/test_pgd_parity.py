@@ -89,7 +89,7 @@ def test_equals_foolbox(
 
 
 def test_the_aat_papers_l2_is_yopos_loop(net: nn.Module, batch: Batch) -> None:
-    # YOPO's PGD, written out: a sign step under the l2 ball too. It clips before it projects and PGD after: the same for
+    # YOPO's PGD, written out: a sign step under the l2 ball too. It clips before it projects, PGD after: the same for
     # images that no step takes to a wall of the box.
     x, y = 0.35 + 0.3 * batch[0], batch[1]
     net.eval()

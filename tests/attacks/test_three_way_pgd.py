@@ -188,7 +188,9 @@ def test_an_empty_batch(model: ThreeWay, batched: bool) -> None:
 
 
 def test_batch_statistics_are_never_mixed(model: ThreeWay, images: Batch) -> None:
-    found = ThreeWayPGD(model, batch_norm="batch")(*images)
+    attack = ThreeWayPGD(model, batch_norm="batch")
+    assert attack.batched is False, "on no device"
+    found = attack(*images)
     alone = PGD(model.way("s"), batch_norm="batch", seed=derive(0, "s"))(*images)
     assert torch.equal(found["s"], alone)
     with pytest.raises(ValueError, match="batched=True would mix batch statistics"):
