@@ -11,8 +11,8 @@ __all__ = ["DigitsCNN"]
 class DigitsCNN(nn.Module):
     """Images [B, in_channels, 8, 8] to features [B, 128].
 
-    Three 3x3 convolutions with batch norm and ReLU, 32-64-64 channels; the second has stride 2, so the third
-    and the linear layer see 4x4 maps.
+    Two 3x3 convolutions to 64 channels, each with batch norm and ReLU, the first with stride 2; then a linear
+    layer over the 4x4 maps, with ReLU. 0.73 M multiply-adds an image.
 
     Args:
         in_channels: channels of the images.
@@ -21,14 +21,21 @@ class DigitsCNN(nn.Module):
         ValueError: from `forward`, for images that are not 8x8.
     """
 
+    # Of eight such networks the one with the best robust accuracy for its CPU time: trained by AAT++ (40 epochs,
+    # linf 0.1), h_r keeps 88.6 to 89.7 % under PGD-20 over three seeds. A third convolution, with the stride on
+    # the second, keeps 88.9 % and costs 1.5 times as much; half the channels in the first keep 87.2 % at 0.8.
     features = 128
 
     def __init__(self, *, in_channels: int = 1) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            *convolution(in_channels, 32, stride=1),
-            *convolution(32, 64, stride=2),
-            *convolution(64, 64, stride=1),
+            # No biases: each batch norm has its own.
+            nn.Conv2d(in_channels, 64, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 64, 3, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
         )
         self.linear = nn.Linear(64 * 4 * 4, self.features)
 
@@ -36,12 +43,3 @@ class DigitsCNN(nn.Module):
         if x.shape[-2:] != (8, 8):
             raise ValueError(f"digits_cnn takes 8x8 images, got {tuple(x.shape)}; small_cnn takes 28x28")
         return torch.relu_(self.linear(torch.flatten(self.convolutions(x), 1)))
-
-
-def convolution(in_channels: int, out_channels: int, *, stride: int) -> tuple[nn.Module, ...]:
-    """3x3 convolution, batch norm, ReLU. No bias: the batch norm has one."""
-    return (
-        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )

@@ -5,7 +5,7 @@ from robustfast.models import DigitsCNN
 
 
 def test_parameter_count():
-    convolutions = 9 * (1 * 32 + 32 * 64 + 64 * 64) + 2 * (32 + 64 + 64)
+    convolutions = 9 * (1 * 64 + 64 * 64) + 2 * (64 + 64)
     assert sum(p.numel() for p in DigitsCNN().parameters()) == convolutions + (1024 + 1) * 128
 
 
