@@ -75,7 +75,7 @@ class InputGradient:
         half = half or any(parameter.dtype == torch.float16 for parameter in parameters)
         self._scale = FLOAT16_SCALE if half else 1.0
         keep_casts = autocast and not self._compiled and not (module and _is_compiled(module))
-        with torch.enable_grad(), requires_grad(parameters, keep_casts):
+        with torch.enable_grad(), requires_grad(parameters, keep_casts), cast_cache():
             yield
 
     def __call__(self, leaves: Sequence[Tensor], target: Tensor) -> tuple[Tensor, ...]:
@@ -117,6 +117,21 @@ def requires_grad(parameters: Sequence[nn.Parameter], value: bool) -> Iterator[N
     finally:
         for parameter in changed:
             parameter.requires_grad_(not value)
+
+
+@contextmanager
+def cast_cache() -> Iterator[None]:
+    """Keep autocast's casts of weights from one step to the next, also where the caller keeps none, and drop them after.
+
+    What is kept inside may come from a pass without autograd, and must not reach the caller's training pass.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+        torch.clear_autocast_cache()
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -102,16 +102,18 @@ def test_the_compiled_engine_equals_the_eager_one() -> None:
     assert net.training
 
 
+@pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_autocast_casts_each_weight_once_per_attack(
-    net: nn.Module, batch: Batch, record: type[Any], frozen: bool
+    net: nn.Module, batch: Batch, record: type[Any], frozen: bool, cache: bool
 ) -> None:
     net.requires_grad_(not frozen)
     weights = {tuple(p.shape) for layer in (net[0], net[3], net[7]) for p in layer.parameters()}
 
     def casts(steps: int) -> int:
-        with record() as calls, torch.autocast("cpu", torch.bfloat16):
+        with record() as calls, torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
             x_adv = PGD(net, steps=steps, random_start=False)(*batch)
+            assert torch.is_autocast_cache_enabled() is cache
         assert x_adv.dtype == torch.float32
         return sum(tuple(args[0].shape) in weights for args in calls.arguments("aten::_to_copy"))
 
