@@ -46,6 +46,8 @@ class Objective:
 
     Attributes:
         Config: dataclass of the objective's own settings (``--objective.FIELD``).
+        model, config, strength, seed, engine: the arguments; `strength` is `attack`.
+        epoch, progress: as `begin` last set them.
         main_ways: the ways this objective trains; the others keep the weights they were given.
         attack: makes the adversarial images of a batch, called as ``attack(x, y, index, **self.now())``; None
             where the objective attacks nothing.
