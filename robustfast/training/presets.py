@@ -57,16 +57,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 # Zhang et al. 2019 weigh the robust term by 6 on CIFAR-10 (the objective's default) and by 1 on MNIST.
-OBJECTIVE_FIELDS: dict[tuple[str, str], dict[str, Any]] = {("mnist", "trades"): {"beta": 1.0}}
+OBJECTIVE_FIELDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("mnist", "trades"): {"beta": 1.0},
+    ("digits", "st"): {"terms": ("st",)},
+}
 
 # Standard training has epochs of 3 passes: checked less often, the check stays under 5 % of the time here too.
 METHOD_FIELDS: dict[str, dict[str, Any]] = {"st": {"validate_every": 20}}
 
 
+# The other families are there to fill the paper's tables, whose ST row is one way that never saw another. On the digits ST
+# is equation 6 on all three ways, which is AAT without its adversarial terms: the zero from which disentanglement counts.
+OBJECTIVE_NAMES: dict[tuple[str, str], str] = {("digits", "st"): "aat"}
+
+
 def _preset(family: str, method: str) -> TrainConfig:
-    objective = OBJECTIVES[method].Config(**OBJECTIVE_FIELDS.get((family, method), {}))
+    name = OBJECTIVE_NAMES.get((family, method), method)
+    objective = OBJECTIVES[name].Config(**OBJECTIVE_FIELDS.get((family, method), {}))
     fields = FAMILIES[family] | METHOD_FIELDS.get(method, {})
-    return TrainConfig(preset=f"{family}-{method}", method=method, objective=objective, **fields)
+    return TrainConfig(preset=f"{family}-{method}", method=name, objective=objective, **fields)
 
 
 PRESETS: dict[str, TrainConfig] = {
