@@ -1,7 +1,22 @@
 """Adversarial training and robust-feature disentanglement at kernel speed."""
 
-from robustfast.ops import asymmetric_cross_entropy, backends, pgd_step, three_way_head, use_backend
+from robustfast.ops import (
+    asymmetric_cross_entropy,
+    backends,
+    pgd_step,
+    random_start,
+    three_way_head,
+    use_backend,
+)
 
-__all__ = ["__version__", "asymmetric_cross_entropy", "backends", "pgd_step", "three_way_head", "use_backend"]
+__all__ = [
+    "__version__",
+    "asymmetric_cross_entropy",
+    "backends",
+    "pgd_step",
+    "random_start",
+    "three_way_head",
+    "use_backend",
+]
 
 __version__ = "0.1.0"

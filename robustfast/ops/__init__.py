@@ -3,6 +3,15 @@
 from robustfast.ops.asymmetric_cross_entropy import asymmetric_cross_entropy
 from robustfast.ops.backend import OPS, backends, use_backend
 from robustfast.ops.pgd_step import pgd_step
+from robustfast.ops.random_start import random_start
 from robustfast.ops.three_way_head import three_way_head
 
-__all__ = ["OPS", "asymmetric_cross_entropy", "backends", "pgd_step", "three_way_head", "use_backend"]
+__all__ = [
+    "OPS",
+    "asymmetric_cross_entropy",
+    "backends",
+    "pgd_step",
+    "random_start",
+    "three_way_head",
+    "use_backend",
+]
