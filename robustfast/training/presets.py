@@ -66,8 +66,8 @@ OBJECTIVE_FIELDS: dict[tuple[str, str], dict[str, Any]] = {
 METHOD_FIELDS: dict[str, dict[str, Any]] = {"st": {"validate_every": 20}}
 
 
-# The other families are there to fill the paper's tables, whose ST row is one way that never saw another. On the digits ST
-# is equation 6 on all three ways, which is AAT without its adversarial terms: the zero from which disentanglement counts.
+# The other families fill the paper's tables, whose ST row is one way that never saw another. On the digits ST is
+# equation 6 on all three ways, AAT without its adversarial terms: the zero from which disentanglement counts.
 OBJECTIVE_NAMES: dict[tuple[str, str], str] = {("digits", "st"): "aat"}
 
 

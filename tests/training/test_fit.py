@@ -13,6 +13,7 @@ from tiny_runs import assert_same_end, few_digits, metrics, tiny
 
 from robustfast.data import Dataset
 from robustfast.errors import UserError
+from robustfast.objectives import OBJECTIVES
 from robustfast.training import checkpoint
 from robustfast.training import fit as fit_module
 from robustfast.training.engine import Engine
@@ -52,7 +53,7 @@ def test_every_objective_leaves_a_whole_run(method: str, tmp_path: Path) -> None
     assert [line["epoch"] for line in lines] == [1, 2]
     assert [line["step"] for line in lines] == [3, 6]
     assert lines[0]["loss"] == pytest.approx(sum(lines[0]["terms"].values()), rel=1e-5)
-    ways = {"st": "n", "at": "r", "trades": "r", "aat": "srn", "aatpp": "srn"}[method]
+    ways = {"st": "srn", "at": "r", "trades": "r", "aat": "srn", "aatpp": "srn"}[method]
     assert list(lines[1]["natural"]) == list(ways)
     assert list(lines[1]["adversarial"]) == list(ways.replace("s", ""))
 
@@ -61,17 +62,18 @@ def test_every_objective_leaves_a_whole_run(method: str, tmp_path: Path) -> None
     assert record["hardware"]["torch"] == torch.__version__
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     last = load_run(run, device="cpu")
-    assert (last.epoch, last.config.method, last.model.training) == (2, method, False)
+    assert (last.epoch, last.config.preset, last.model.training) == (2, f"digits-{method}", False)
     assert load_run(run, which="best", device="cpu").epoch in (1, 2)
 
 
 def test_training_moves_only_the_ways_of_the_objective(tmp_path: Path) -> None:
-    run = load_run(fit(tiny("digits-st", out=tmp_path / "st")), device="cpu").model
+    one_way = {"method": "st", "objective": OBJECTIVES["st"].Config()}
+    run = load_run(fit(replace(tiny("digits-st", out=tmp_path / "st"), **one_way)), device="cpu").model
     other = load_run(fit(tiny("digits-at", out=tmp_path / "at")), device="cpu").model
     # Both start from the same weights of the seed; ST leaves encoder_r there, AT encoder_n.
     for name, untouched in run.encoder_r.named_parameters():
         assert not torch.equal(untouched, other.encoder_r.get_parameter(name)), name
-    weights = tiny("digits-st", out=tmp_path / "short", epochs=1)
+    weights = replace(tiny("digits-st", out=tmp_path / "short", epochs=1), **one_way)
     short = load_run(fit(weights), device="cpu").model
     for (name, first), second in zip(
         short.encoder_r.state_dict().items(), run.encoder_r.state_dict().values(), strict=True
