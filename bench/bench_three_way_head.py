@@ -67,7 +67,9 @@ def training(head: Head) -> Callable[..., tuple[Tensor, ...]]:
 def bench_three_way_head(
     model: str, use: Callable[[Head], Callable[..., Any]], dtype: torch.dtype, compare: Any, fused: Any
 ) -> None:
+    torch._dynamo.reset()
     arguments = inputs(WIDTHS[model], dtype)
+    *others, auto = fused("three_way_head", DEVICE)
 
     def on(backend: str) -> Callable[[], Any]:
         def run() -> Any:
@@ -81,17 +83,18 @@ def bench_three_way_head(
         "eager": lambda: use(eager)(*arguments),
         "reference": lambda: use(reference.three_way_head)(*arguments),
         "compiled": lambda: use(compiled)(*arguments),
-        **{backend: on(backend) for backend in fused("three_way_head", DEVICE)},
+        **{backend: on(backend) for backend in others},
+        auto: lambda: use(three_way_head)(*arguments),
     }
     label = f"{model} H={WIDTHS[model]} {use.__name__} {str(dtype).split('.')[1]}"
     exact = [t.double() for t in use(eager)(*(t.double() for t in arguments))]
 
     def check(name: str, result: tuple[Tensor, ...]) -> None:
-        if name in rivals and name in fused("three_way_head", DEVICE):
+        if name in (*others, auto):
             sample = Sample(label, arguments, exact=DEVICE.type == "cpu")
             assert_agrees(use(three_way_head), sample, list(result))
         for got, truth in zip(result, exact, strict=True):
-            assert (got - truth).norm() <= 8 * torch.finfo(dtype).eps * truth.norm()
+            assert (got - truth).norm() <= 32 * torch.finfo(dtype).eps * truth.norm()
 
     compare("three_way_head", label, rivals, check)
 
@@ -99,6 +102,7 @@ def bench_three_way_head(
 @pytest.mark.parametrize("model", WIDTHS)
 def bench_between_the_products(model: str, compare: Any, fused: Any) -> None:
     """What the kernel itself replaces: add, concatenate, add the bias, ReLU."""
+    torch._dynamo.reset()
     H = WIDTHS[model]
     p_r, p_n = torch.randn(2, B, H, device=DEVICE)
     b1 = torch.randn(H, device=DEVICE)
