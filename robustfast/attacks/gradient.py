@@ -121,7 +121,7 @@ def requires_grad(parameters: Sequence[nn.Parameter], value: bool) -> Iterator[N
 
 @contextmanager
 def cast_cache() -> Iterator[None]:
-    """Keep autocast's casts of weights from one step to the next, also where the caller keeps none, and drop them after.
+    """Keep autocast's casts of weights from step to step, also where the caller keeps none, and drop them after.
 
     What is kept inside may come from a pass without autograd, and must not reach the caller's training pass.
     """

@@ -30,6 +30,7 @@ from robustfast.registry import lookup
 from robustfast.training.fit import data_folder
 from robustfast.training.held_out import spread
 from robustfast.training.run_folder import load_run
+from robustfast.training.threads import cpu_threads
 from robustfast.visualization import disentanglement_bars, disentanglement_curve
 
 __all__ = ["FILE", "aat_numbers", "draw", "evaluate_run"]
@@ -86,7 +87,7 @@ def evaluate_run(
     )
     attacks = tuple(attacks) or attacks_for(config.dataset)
     built = {attack.name: attack.build(run.model, ways) for attack in attacks}
-    with _progress(len(chosen) * len(attacks), console) as advance:
+    with cpu_threads(config.threads), _progress(len(chosen) * len(attacks), console) as advance:
         predictions = predict(run.model, feed.batches(0), built, ways=ways, on_batch=advance)
     natural, numbers = aat_numbers(predictions)
     header = {

@@ -1,7 +1,7 @@
 """Fused ops: one public function each, on four backends that agree with the reference."""
 
 from robustfast.ops.asymmetric_cross_entropy import asymmetric_cross_entropy
-from robustfast.ops.backend import OPS, backends, use_backend
+from robustfast.ops.backend import OPS, backends, prepare, use_backend
 from robustfast.ops.pgd_step import pgd_step
 from robustfast.ops.random_start import random_start
 from robustfast.ops.three_way_head import three_way_head
@@ -15,3 +15,5 @@ __all__ = [
     "three_way_head",
     "use_backend",
 ]
+
+prepare()

@@ -25,7 +25,17 @@ import torch
 from robustfast.errors import UserError
 from robustfast.registry import lookup
 
-__all__ = ["BACKENDS", "OPS", "Op", "Sample", "active_backend", "backends", "register", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "OPS",
+    "Op",
+    "Sample",
+    "active_backend",
+    "backends",
+    "prepare",
+    "register",
+    "use_backend",
+]
 
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 
@@ -115,7 +125,7 @@ def register(
                 f"{namespace}::{name}", backward, setup_context=setup_context, lib=library
             )
     _SCHEMAS.append(name)
-    _resolve.clear()
+    _tables.clear()
 
 
 _SCHEMAS: list[str] = []
@@ -180,17 +190,9 @@ def backends() -> dict[str, dict[str, str | None]]:
     return {name: {backend: reason(op, backend) for backend in BACKENDS} for name, op in OPS.items()}
 
 
-def _require(backend: str) -> str:
-    lookup("backend", _NAMESPACE, backend)
-    if backend != "auto":
-        for schema in _SCHEMAS:
-            if reason := _missing(schema, backend):
-                raise UserError(f"backend {backend!r} cannot run here: {reason}")
-    return backend
-
-
 _active = os.environ.get("ROBUSTFAST_BACKEND", "auto")
-_resolve: dict[tuple[str, str, str], Any] = {}
+# Backend -> (schema, device type) -> overload. Filled before an op is called: torch.compile cannot trace the search.
+_tables: dict[str, dict[tuple[str, str], Any]] = {}
 
 
 def active_backend() -> str:
@@ -209,7 +211,9 @@ def use_backend(name: str) -> Iterator[None]:
         UserError: unknown name, or a backend that cannot run here; the message says why. There is no silent fallback.
     """
     global _active
-    before, _active = _active, _require(name)
+    if name not in _tables:
+        _tables[name] = _table(name)
+    before, _active = _active, name
     try:
         yield
     finally:
@@ -218,23 +222,46 @@ def use_backend(name: str) -> Iterator[None]:
 
 def select(name: str, device: torch.device) -> Any:
     """The overload that runs the low-level op `name` for tensors on `device` under the active backend."""
-    key = (name, device.type, _active)
-    overload = _resolve.get(key)
+    table = _tables.get(_active)
+    if table is None:
+        table = _tables[_active] = _table(_active)
+    overload = table.get((name, device.type))
     if overload is None:
-        overload = _resolve[key] = _find(name, device.type, _active)
+        overload = table[name, device.type] = _find(name, device.type, _active)
     return overload
 
 
+def _table(backend: str) -> dict[tuple[str, str], Any]:
+    lookup("backend", _NAMESPACE, backend)
+    if backend != "auto":
+        for schema in _SCHEMAS:
+            if reason := _missing(schema, backend):
+                raise UserError(f"backend {backend!r} cannot run here: {reason}")
+    devices = [device for device in ("cpu", "cuda", "meta") if _runs_on(backend, device)]
+    return {(schema, device): _find(schema, device, backend) for schema in _SCHEMAS for device in devices}
+
+
+def _runs_on(backend: str, device_type: str) -> bool:
+    return device_type == "meta" or {"cpp": "cpu", "cuda": "cuda"}.get(backend, device_type) == device_type
+
+
 def _find(name: str, device_type: str, backend: str) -> Any:
+    if not _runs_on(backend, device_type):
+        raise UserError(
+            f"backend {backend!r} runs on {'CPU' if backend == 'cpp' else 'CUDA'} tensors, the input is on "
+            f"{device_type}; move the tensors or use backend 'auto'"
+        )
     if backend == "auto":
         order = _ORDER.get(device_type, ("reference",))
         backend = next(candidate for candidate in order if _missing(name, candidate) is None)
-    else:
-        _require(backend)
-        runs_on = {"cpp": "cpu", "cuda": "cuda"}.get(backend, device_type)
-        if device_type not in (runs_on, "meta"):
-            raise UserError(
-                f"backend {backend!r} runs on {runs_on} tensors, the input is on {device_type}; "
-                f"move the tensors or use backend 'auto'"
-            )
     return getattr(getattr(torch.ops, _NAMESPACE[backend]), name).default
+
+
+def prepare() -> None:
+    """Fill the tables of "auto" and of the backend that ROBUSTFAST_BACKEND asks for, once all ops are registered.
+
+    One that cannot run here is not refused yet: the first op says why.
+    """
+    _tables["auto"] = _table("auto")
+    if _active != "auto" and _active in _NAMESPACE and not any(_missing(s, _active) for s in _SCHEMAS):
+        _tables[_active] = _table(_active)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustfast.ops.backend import OPS, Op, Sample, register, select
+from robustfast.ops.sizes import per_sample, radius
 from robustfast.reference import pgd_step as reference
 
 __all__ = ["pgd_step"]
@@ -74,8 +75,8 @@ def pgd_step(
     """
     rule = _AUTO.get(norm, "sign") if step == "auto" else step
     _check(x_adv, grad, x, norm, rule, bounds, q, out)
-    step_size = _scalar("step_size", step_size, x)
-    eps = _radius(eps, x, norm, bounds)
+    step_size = per_sample("pgd_step", "step_size", step_size, x)
+    eps = radius("pgd_step", eps, x, norm, bounds)
     k = max(1, round(q * math.prod(x.shape[1:]))) if rule == "topq" else 0
     if out is None:
         out = torch.empty_like(x_adv)
@@ -129,30 +130,6 @@ def _check(
         raise ValueError(f"pgd_step: q is {q}, expected a fraction in (0, 1]")
     if not bounds[0] < bounds[1]:
         raise ValueError(f"pgd_step: bounds are {bounds}, expected (lowest, highest) with lowest < highest")
-
-
-def _scalar(name: str, value: float | Tensor, x: Tensor) -> Tensor:
-    """A float as a 0-d CPU tensor: a tensor argument is not specialised on by torch.compile, a float is."""
-    if not isinstance(value, Tensor):
-        return torch.scalar_tensor(value, dtype=x.dtype)
-    if value.dtype != x.dtype:
-        raise TypeError(f"pgd_step: {name} is {value.dtype}, expected that of x, {x.dtype}")
-    if value.dim() and value.shape != x.shape[:1]:
-        raise ValueError(f"pgd_step: {name} has shape {tuple(value.shape)}, expected () or ({x.shape[0]},)")
-    if value.device != x.device and (value.dim() or value.device.type != "cpu"):
-        raise ValueError(f"pgd_step: {name} is on {value.device}, expected the device of x, {x.device}")
-    return value
-
-
-def _radius(eps: float | Tensor, x: Tensor, norm: str, bounds: tuple[float, float]) -> Tensor:
-    if not isinstance(eps, Tensor):
-        if eps < 0:
-            raise ValueError(f"pgd_step: eps is {eps}, expected a radius >= 0")
-        if norm == "linf" and tuple(bounds) == (0.0, 1.0) and eps > 1:
-            raise ValueError(
-                f"pgd_step: eps is {eps}, expected pixel units of [0, 1]; write {eps:g}/255 if you meant that"
-            )
-    return _scalar("eps", eps, x)
 
 
 def _reference(

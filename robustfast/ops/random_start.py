@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustfast.ops.backend import OPS, Op, Sample, register, select
 from robustfast.ops.pgd_step import NORMS
+from robustfast.ops.sizes import radius
 from robustfast.reference import random_start as reference
 
 __all__ = ["random_start"]
@@ -68,7 +69,7 @@ def random_start(
         ValueError: a wrong shape, device, name or range. Values of tensors are not looked at (that would synchronise).
     """
     _check(x, norm, law, bounds, seed, index, out)
-    eps = _radius(eps, x, norm, bounds)
+    eps = radius("random_start", eps, x, norm, bounds)
     if out is None:
         out = torch.empty_like(x)
     kernel = "pixel" if law == "pixel" or norm == "linf" else norm
@@ -126,25 +127,6 @@ def _check(
             raise ValueError(f"random_start: out is on {out.device}, expected the device of x, {x.device}")
         if out.dtype != x.dtype:
             raise TypeError(f"random_start: out is {out.dtype}, expected that of x, {x.dtype}")
-
-
-def _radius(eps: float | Tensor, x: Tensor, norm: str, bounds: tuple[float, float]) -> Tensor:
-    """A float as a 0-d CPU tensor: a tensor argument is not specialised on by torch.compile, a float is."""
-    if not isinstance(eps, Tensor):
-        if eps < 0:
-            raise ValueError(f"random_start: eps is {eps}, expected a radius >= 0")
-        if norm == "linf" and tuple(bounds) == (0.0, 1.0) and eps > 1:
-            raise ValueError(
-                f"random_start: eps is {eps}, expected pixel units of [0, 1]; write {eps:g}/255 if you meant that"
-            )
-        return torch.scalar_tensor(eps, dtype=x.dtype)
-    if eps.dtype != x.dtype:
-        raise TypeError(f"random_start: eps is {eps.dtype}, expected that of x, {x.dtype}")
-    if eps.dim() and eps.shape != x.shape[:1]:
-        raise ValueError(f"random_start: eps has shape {tuple(eps.shape)}, expected () or ({x.shape[0]},)")
-    if eps.device != x.device and (eps.dim() or eps.device.type != "cpu"):
-        raise ValueError(f"random_start: eps is on {eps.device}, expected the device of x, {x.device}")
-    return eps
 
 
 def _reference(

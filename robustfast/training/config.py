@@ -65,6 +65,8 @@ class TrainConfig:
     """How the attack loop runs: eagerly, compiled, or as one CUDA graph."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0: as many as torch takes. The same number gives the same bits."""
     seed: int = 0
     """From which weights, data order, crops, dropout and attacks derive."""
     data_dir: Path | None = None
@@ -85,6 +87,7 @@ class TrainConfig:
             "epochs": 1,
             "batch_size": 1,
             "checkpoint_steps": 0,
+            "threads": 0,
             "validate_every": 0,
             "validate_images": 0,
         }

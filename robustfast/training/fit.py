@@ -29,6 +29,7 @@ from robustfast.training.metrics import Board, Meter, MetricsFile
 from robustfast.training.progress import Progress
 from robustfast.training.run_folder import RunFolder, build_model, resolve_device
 from robustfast.training.schedule import learning_rate
+from robustfast.training.threads import cpu_threads
 
 __all__ = ["data_folder", "fit", "resume"]
 
@@ -97,7 +98,13 @@ def _check(config: TrainConfig) -> torch.device:
 
 def _train(folder: RunFolder, dataset: Dataset, device: torch.device, *, new: bool) -> Path:
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), use_backend(folder.config.backend), _fixed_shapes(device):
+    config = folder.config
+    with (
+        torch.random.fork_rng(devices),
+        use_backend(config.backend),
+        cpu_threads(config.threads),
+        _fixed_shapes(device),
+    ):
         trainer = Trainer(folder, dataset, device)
         # Only now: a mistake that the model or the objective refuses leaves no run behind.
         if new:

@@ -172,6 +172,21 @@ print("all on the reference")
 """
 
 
+COLD = """
+import torch
+from robustfast.ops import OPS
+for op in OPS.values():
+    sample = next(iter(op.samples(torch.device("cpu"))))
+    torch.compile(op.function, fullgraph=True, backend="aot_eager")(*sample.args, **sample.kwargs)
+print("all traced")
+"""
+
+
+def test_traces_before_any_eager_call() -> None:
+    done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True)
+    assert done.stdout == "all traced\n", done.stderr
+
+
 def test_everything_runs_without_the_compiled_library(tmp_path: Path) -> None:
     package = Path(robustfast.__file__).parent
     shutil.copytree(package, tmp_path / "robustfast", ignore=shutil.ignore_patterns("_C.so", "__pycache__"))
