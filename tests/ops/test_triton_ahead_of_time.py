@@ -64,7 +64,10 @@ def record(self, *args, grid, warmup, **kwargs):
 JITFunction.run = record
 backend._missing = lambda name, backend: None   # no device is here: launches are only recorded
 for sample in OPS[name].samples(torch.device("cpu")):
-    tensors = [t.detach().requires_grad_(t.dtype.is_floating_point) if isinstance(t, torch.Tensor) else t for t in sample.args]
+    tensors = [
+        t.detach().requires_grad_(t.dtype.is_floating_point) if isinstance(t, torch.Tensor) else t
+        for t in sample.args
+    ]
     with backend.use_backend("triton"):
         out = OPS[name].function(*tensors, **sample.kwargs)
         outs = [t for t in (out if isinstance(out, tuple) else [out]) if t.requires_grad and t.numel()]
