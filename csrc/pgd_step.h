@@ -4,22 +4,12 @@
 
 #include <torch/headeronly/macros/Macros.h>
 
+#include "box.h"
+
 namespace robustfast {
 
 enum class Norm : int64_t { linf = 0, l2 = 1, l1 = 2 };
 enum class Step : int64_t { sign = 0, grad = 1, topq = 2 };
-
-template <typename T>
-struct Bounds {
-  T lo, hi;
-};
-
-// Written so that a NaN v passes through, as torch.clamp does.
-template <typename T>
-C10_HOST_DEVICE inline T clamp(T v, T lo, T hi) {
-  v = v < lo ? lo : v;
-  return v > hi ? hi : v;
-}
 
 // NaN compares false to everything: sign(NaN) = 0.
 template <typename T>

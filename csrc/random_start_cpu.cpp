@@ -7,9 +7,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
+#include "box.h"
 #include "cpu.h"
 #include "layout.h"
-#include "pgd_step.h"
 
 namespace robustfast {
 namespace {

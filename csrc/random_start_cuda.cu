@@ -6,9 +6,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
+#include "box.h"
 #include "cuda.h"
 #include "layout.h"
-#include "pgd_step.h"
 
 namespace robustfast {
 namespace {

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from robustfast.kernels.images import clamp, per_sample
 from robustfast.kernels.layout import NO_FMA, in_layout_of, is_dense_batch
 
 __all__ = ["launch"]
@@ -27,21 +28,6 @@ def _sign(g, T: tl.constexpr):
 
 
 @triton.jit
-def _clamp(v, lo, hi):
-    v = tl.where(v < lo, lo, v)
-    return tl.where(v > hi, hi, v)
-
-
-@triton.jit
-def _per_sample(ptr, value, sample, mask, STRIDE: tl.constexpr, T: tl.constexpr):
-    # STRIDE -1: a number from the host; 0: one in device memory; 1: one per sample.
-    if STRIDE < 0:
-        return tl.cast(value, T)
-    else:  # noqa: RET505 -- the compiler drops this branch only as an else
-        return tl.load(ptr + sample * STRIDE, mask=mask, other=0)
-
-
-@triton.jit
 def _step_linf_kernel(
     x_adv_ptr, grad_ptr, x_ptr, out_ptr, step_size_ptr, eps_ptr, total, n,
     step_size: tl.float64, eps: tl.float64, lo: tl.float64, hi: tl.float64,
@@ -53,10 +39,10 @@ def _step_linf_kernel(
     T: tl.constexpr = x_adv.dtype
     g = tl.load(grad_ptr + offsets, mask=mask).to(T)
     x = tl.load(x_ptr + offsets, mask=mask)
-    s = _per_sample(step_size_ptr, step_size, offsets // n, mask, STEP_STRIDE, T)
-    e = _per_sample(eps_ptr, eps, offsets // n, mask, EPS_STRIDE, T)
+    s = per_sample(step_size_ptr, step_size, offsets // n, mask, STEP_STRIDE, T)
+    e = per_sample(eps_ptr, eps, offsets // n, mask, EPS_STRIDE, T)
     delta = (x_adv + s * _sign(g, T)) - x
-    out = _clamp(x + _clamp(delta, -e, e), tl.cast(lo, T), tl.cast(hi, T))
+    out = clamp(x + clamp(delta, -e, e), tl.cast(lo, T), tl.cast(hi, T))
     tl.store(out_ptr + offsets, out, mask=mask)
 
 
@@ -93,8 +79,8 @@ def _step_sample_kernel(
     grad_ptr += sample * n
     x_ptr += sample * n
     out_ptr += sample * n
-    step_size = _per_sample(step_size_ptr, step_size, sample, True, STEP_STRIDE, T)
-    eps = _per_sample(eps_ptr, eps, sample, True, EPS_STRIDE, T)
+    step_size = per_sample(step_size_ptr, step_size, sample, True, STEP_STRIDE, T)
+    eps = per_sample(eps_ptr, eps, sample, True, EPS_STRIDE, T)
     lanes = tl.arange(0, BLOCK)
 
     scale = tl.cast(0, tl.float64)
@@ -189,14 +175,14 @@ def _step_sample_kernel(
         x = tl.load(x_ptr + start + lanes, mask=mask, other=0)
         delta = _delta(x_adv_ptr, grad_ptr, x_ptr, start + lanes, mask, step_size, scale, threshold, STEP)
         if NORM == _LINF:
-            delta = _clamp(delta, -eps, eps)
+            delta = clamp(delta, -eps, eps)
         elif NORM == _L2:
             delta = tl.where(inside, delta, (delta.to(tl.float64) * shrink).to(T))
         else:
             cut = tl.abs(delta).to(tl.float64) - shrink
             cut = _sign(delta, tl.float64) * tl.where(cut > 0, cut, 0.0)
             delta = tl.where(inside, delta, cut.to(T))
-        out = _clamp(x + delta, tl.cast(lo, T), tl.cast(hi, T))
+        out = clamp(x + delta, tl.cast(lo, T), tl.cast(hi, T))
         tl.store(out_ptr + start + lanes, out, mask=mask)
 
 

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from robustfast.kernels.images import clamp, per_sample
 from robustfast.kernels.layout import NO_FMA, in_layout_of
-from robustfast.kernels.pgd_step import _clamp, _per_sample
 
 __all__ = ["launch"]
 
@@ -67,11 +67,11 @@ def _start_pixel_kernel(
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks
     a, b, c, d = _words(block * BLOCK + tl.arange(0, BLOCK), _FOR_PIXEL, _number(index_ptr, sample), seed)
-    delta = _unit_pixel(_quads(a, b, c, d), T) * _per_sample(eps_ptr, eps, sample, True, EPS_STRIDE, T)
+    delta = _unit_pixel(_quads(a, b, c, d), T) * per_sample(eps_ptr, eps, sample, True, EPS_STRIDE, T)
     e = block * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
     at = sample * n + _offset(e, size, COUNT)
     x = tl.load(x_ptr + at, mask=e < n, other=0)
-    tl.store(out_ptr + at, _clamp(x + delta, tl.cast(lo, T), tl.cast(hi, T)), mask=e < n)
+    tl.store(out_ptr + at, clamp(x + delta, tl.cast(lo, T), tl.cast(hi, T)), mask=e < n)
 
 
 @triton.jit
@@ -121,13 +121,13 @@ def _start_ball_kernel(
     total = tl.sum(sums) + tl.sum(_exponential(extra, 32))
     if LAW == _L2:
         total = tl.sqrt(total)
-    scale = _per_sample(eps_ptr, eps, sample, True, EPS_STRIDE, T).to(tl.float64) / total
+    scale = per_sample(eps_ptr, eps, sample, True, EPS_STRIDE, T).to(tl.float64) / total
     for start in range(0, n, 4 * BLOCK):
         delta = (_directions(start // 4 + lanes, number, seed, LAW) * scale).to(T)
         e = start + elements
         at = sample * n + _offset(e, size, COUNT)
         x = tl.load(x_ptr + at, mask=e < n, other=0)
-        tl.store(out_ptr + at, _clamp(x + delta, tl.cast(lo, T), tl.cast(hi, T)), mask=e < n)
+        tl.store(out_ptr + at, clamp(x + delta, tl.cast(lo, T), tl.cast(hi, T)), mask=e < n)
 
 
 def _planes(t: Tensor) -> int:
