@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 4) start_ball(Task<T> task) {
     direction<law>(task.words(i, Purpose::direction, quad), g);
 #pragma unroll
     for (uint32_t j = 0; j < 4; ++j)
-      if (4 * quad + j < task.n) sum += law == Law::l2 ? g[j] * g[j] : absolute(g[j]);
+      if (4 * quad + j < task.n) sum += law == Law::l2 ? g[j] * g[j] : fabs(g[j]);
   }
   sum = block_reduce(sum, Add(), 0.0, sums);
   const double scale = ball_scale(law, task.eps(i), sum, task.words(i, Purpose::radius, 0).v[0]);
