@@ -42,7 +42,11 @@ def test_an_op_has_exactly_its_pieces(op: str, tracked: list[str]) -> None:
 
 
 def test_every_public_op_is_registered() -> None:
-    pages = {path.stem for path in (ROOT / "robustfast" / "ops").glob("*.py")} - {"__init__", "backend", "sizes"}
+    pages = {path.stem for path in (ROOT / "robustfast" / "ops").glob("*.py")} - {
+        "__init__",
+        "backend",
+        "sizes",
+    }
     assert pages == set(OPS)
 
 
