@@ -69,7 +69,7 @@ def write_durably(
             partial.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise UserError(
-            f"cannot write {path}: {reason}; what was there before is untouched: make room or rights, then --resume"
+            f"cannot write {path}: {reason}; what was there before is untouched: make room or rights, then try again"
         ) from error
 
 

@@ -107,7 +107,7 @@ class RunFolder:
             return cls(path, config, record["channels"], record["num_classes"])
         except FileNotFoundError:
             raise UserError(
-                f"{path} is no run folder: it has no config.json; a run is started without --resume"
+                f"{path} is no run folder: it has no config.json; python -m robustfast.train starts a run"
             ) from None
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
