@@ -18,7 +18,7 @@ from robustfast.ops import use_backend
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # backbone -> images of a batch; one step on a CPU takes 0.2 s (SmallCNN) and 1 s (PreAct-ResNet18).
 MODELS = {
-    "small_cnn": ((128, 1, 28, 28), 0.3, 0.06),
+    "small_cnn": ((128 if DEVICE.type == "cuda" else 64, 1, 28, 28), 0.3, 0.06),
     "preact_resnet18": ((128 if DEVICE.type == "cuda" else 8, 3, 32, 32), 8 / 255, 2 / 255),
 }
 STEPS = 10
