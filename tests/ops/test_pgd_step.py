@@ -19,7 +19,8 @@ RULES = [
     ("l2", "grad"),
     *(("l1", step) for step in STEPS),
 ]
-HERE = [name for name, reason in backends()["pgd_step"].items() if reason is None and name != "cuda"]
+MISSING = backends()["pgd_step"]
+HERE = [name for name, reason in MISSING.items() if reason is None and name != "cuda"]
 ORDER = {"linf": torch.inf, "l2": 2, "l1": 1}
 
 
@@ -52,7 +53,13 @@ def check_ball_and_box(
     assert (norm_of(x_adv - x, norm) <= eps * (1 + 1e-6) + rounding).all()
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "reference",
+        pytest.param("cpp", marks=pytest.mark.skipif(bool(MISSING["cpp"]), reason=f"{MISSING['cpp']}")),
+    ],
+)
 @pytest.mark.parametrize(("norm", "step"), RULES)
 @given(
     eps=st.sampled_from(EPS),
@@ -66,6 +73,7 @@ def test_stays_in_ball_and_box(
     check_ball_and_box(backend, norm, step, eps, step_size, scale, seed)
 
 
+@pytest.mark.skipif(bool(MISSING["triton"]), reason=f"{MISSING['triton']}")
 @pytest.mark.parametrize(("norm", "step"), RULES)
 def test_triton_stays_in_ball_and_box(norm: str, step: str) -> None:
     # The interpreter takes up to half a second a step: each value once, instead of a hundred draws.
