@@ -19,6 +19,8 @@ TABLE = {
     "trades": ("trades", {}, 10, 1, 2, 27),
     "aat": ("aat", {}, 20, 2, 4, 54),
     "aatpp": ("aatpp", {}, 40, 3, 6, 101),
+    "pi": ("pi", {}, 0, 0, 2, 6),
+    "pi with the standard way": ("pi", {"train_s": True}, 0, 0, 4, 12),
 }
 
 
@@ -30,6 +32,10 @@ def test_a_training_step_costs_what_the_mathematics_needs(method, backbone):
     model = ThreeWay(backbone, num_classes=10, in_channels=1)
     objective = OBJECTIVES[name](model, OBJECTIVES[name].Config(**fields), TEN_STEPS, seed=0)
     n = convolutions(model.encoder_r)
+    x, y = torch.rand(4, 1, 8, 8), torch.randint(10, (4,))
+    if name == "pi":
+        # What `prepare` reads from a file, before training.
+        objective.robust, objective.non_robust, objective.labels = x, x.flip(0), y
 
     inside = PassCounter()
     if objective.attack is not None:
@@ -41,7 +47,7 @@ def test_a_training_step_costs_what_the_mathematics_needs(method, backbone):
 
         objective.attack = counted
     with PassCounter() as step:
-        (phase,) = objective.phases(torch.rand(4, 1, 8, 8), torch.randint(10, (4,)), torch.arange(4))
+        (phase,) = objective.phases(x, y, torch.arange(4))
         phase.loss.backward()
 
     assert inside.forward == inside.input_gradients == n * attack
@@ -52,6 +58,10 @@ def test_a_training_step_costs_what_the_mathematics_needs(method, backbone):
     assert step.input_gradients == n * attack + (n - 1) * train
     spared = train  # first convolutions
     assert step.forward + step.weight_gradients + step.input_gradients + spared == n * total
+
+
+def test_every_objective_is_counted():
+    assert {name for name, *_ in TABLE.values()} == set(OBJECTIVES)
 
 
 def test_the_counter_sees_weight_gradients():
