@@ -63,7 +63,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 def python(tmp_path: Path) -> Path:
     """A new environment that sees the packages of this one, but not what is installed editable in it."""
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
-    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(tmp_path / "env")}))
+    site = Path(sysconfig.get_path("purelib", "posix_prefix", {"base": str(tmp_path / "env")}))
     folders = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     # A folder named in a .pth is put on sys.path, but the .pth files inside it are not read.
     (site / "packages_of_the_tests.pth").write_text("\n".join(folders) + "\n")
