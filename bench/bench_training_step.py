@@ -1,9 +1,9 @@
 """One training step of each method: as people write it, ours on the reference backend, and ours.
 
 "people" is the plainest code (`plain_training.py`): float32, contiguous, eager, the attack's backward through the
-weights; "people bf16 channels-last" is the same code at the precision and layout of our fastest. "reference" is our step
-with every op on the reference backend: what the objectives, the attack loop and the model's ways bring without kernels.
-The others are ours as a user runs it.
+weights; "people bf16 channels-last" is the same code at the precision and layout of our fastest. "reference" is our
+step with every op on the reference backend: what the objectives, the attack loop and the model's ways bring without
+kernels. The others are ours as a user runs it.
 """
 
 from __future__ import annotations
