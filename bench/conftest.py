@@ -45,7 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info.pop("node", None)
+    for private in ("node", "release"):
+        machine_info.pop(private, None)
     machine_info.update(
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         torch=torch.__version__,

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from robustfast.errors import UserError
-from robustfast.ops import pgd_step
+from robustfast.ops.pgd_step import check_rule as check_direction
+from robustfast.ops.sizes import check_radius
 
 __all__ = ["AttackConfig", "check_rule"]
 
@@ -39,12 +38,14 @@ class AttackConfig:
         try:
             check_rule(self.eps, self.step_size, self.steps, self.norm, self.step)
         except ValueError as error:
-            raise UserError(f"attack: {error}") from None
+            # Each message opens with the setting's name, which is the flag's.
+            setting, reason = str(error).split(" ", 1)
+            raise UserError(f"--attack.{setting.replace('_', '-')} {reason}") from None
         if not 0 <= self.ramp <= 1:
-            raise UserError(f"attack: ramp is {self.ramp}, expected a fraction of training in [0, 1]")
+            raise UserError(f"--attack.ramp is {self.ramp}, expected a fraction of training in [0, 1]")
         if self.random_start not in ("ball", "pixel", "none"):
             raise UserError(
-                f"attack: random_start is {self.random_start!r}, expected 'ball', 'pixel' or 'none'"
+                f"--attack.random-start is {self.random_start!r}, expected 'ball', 'pixel' or 'none'"
             )
 
     def at(self, progress: float) -> tuple[float, float]:
@@ -86,9 +87,9 @@ def check_rule(
         )
     if not eps < float("inf"):
         raise ValueError(f"eps is {eps}, expected a radius >= 0")
-    # Norm, direction, q, bounds and eps are the op's to judge: ask it, on a tensor without data.
-    probe = torch.empty(1, 1, device="meta")
+    # Norm, direction, q, bounds and eps are the op's to judge.
     try:
-        pgd_step(probe, probe, probe, step_size=step_size, eps=eps, norm=norm, step=step, q=q, bounds=bounds)
+        check_direction(norm, step, q, bounds)
+        check_radius("pgd_step", eps, norm, bounds)
     except ValueError as error:
         raise ValueError(str(error).removeprefix("pgd_step: ")) from None

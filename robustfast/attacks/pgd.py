@@ -53,7 +53,8 @@ class PGD:
     * ``"ball"`` or True: uniform in the ball of the norm, then clipped to bounds. Foolbox draws so; torchattacks' l2
       start is uniform in the radius, hence denser in the middle.
     * ``"pixel"``: U(-eps, eps) for each pixel under every norm, then clipped to bounds: YOPO's PGD (Zhang et al.
-      2019, arXiv:1905.00877), which AAT uses. With norm "l2" and step "sign" it is that paper's "l2" attack; YOPO
+      2019, arXiv:1905.00877), which AAT uses. With norm "l2" and step "sign" it is that paper's "l2" attack, but for
+      the order: YOPO clips, then projects, so at the walls of the box its images lie a little further out. YOPO also
       leaves the start unclipped before the first gradient. Under linf it is the same as "ball".
     * False: x itself (BIM, Kurakin et al. 2017).
 

@@ -15,7 +15,7 @@ def cpu_threads(count: int) -> Iterator[None]:
     """Compute with `count` CPU threads inside the block; 0 leaves what is set.
 
     Where another process wants a core, two threads wait for each other at every operator, and the operators of a
-    network as small as that of the digits are microseconds long: 6 seconds an epoch became 200.
+    network as small as that of the digits are microseconds long.
     """
     before = torch.get_num_threads()
     if count:
