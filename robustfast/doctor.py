@@ -166,12 +166,14 @@ def report() -> str:
 def _ops() -> list[str]:
     from robustfast import __version__
     from robustfast.ops import backends
-    from robustfast.ops.backend import active_backend
+    from robustfast.ops.backend import active_backend, unusable
 
     table = backends()
     names = list(next(iter(table.values())))
     width = max(map(len, table)) + 2
     lines = [f"ops of robustfast {__version__}; backend in force: {active_backend()}"]
+    if reason := unusable(active_backend()):
+        lines.append(f"  ROBUSTFAST_BACKEND={active_backend()}: {reason}; every op will refuse to run, unset it")
     lines.append("  " + "".ljust(width) + "".join(name.ljust(11) for name in names))
     reasons: dict[tuple[str, str], list[str]] = {}
     for op, states in table.items():
@@ -196,9 +198,18 @@ def _table(title: str, rows: list[Finding]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    print(report())
+def main() -> int:
+    """Print the report and return the exit code: 2, with one line on stderr, where ROBUSTFAST_BACKEND is unusable."""
+    print(report(), flush=True)
+    if not _has("torch"):
+        return 0
+    from robustfast.ops.backend import active_backend, unusable
+
+    if reason := unusable(active_backend()):
+        print(f"error: ROBUSTFAST_BACKEND={active_backend()}: {reason}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

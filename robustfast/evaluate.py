@@ -11,7 +11,7 @@ import tyro
 from robustfast.command_line import main_wrapper, parse
 from robustfast.evaluation.aat import evaluate_run
 from robustfast.evaluation.attacks import ATTACKS, attacks_for
-from robustfast.ops import use_backend
+from robustfast.ops.backend import configured_backend
 from robustfast.training.run_folder import RunFolder
 
 __all__ = ["main"]
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     )
     dataset = RunFolder.open(arguments.run).config.dataset
     attacks = attacks_for(dataset, arguments.attacks, **asdict(arguments.attack))
-    with use_backend(arguments.backend):
+    with configured_backend(arguments.backend):
         evaluate_run(
             arguments.run,
             attacks,

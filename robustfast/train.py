@@ -10,6 +10,7 @@ import tyro
 
 from robustfast.command_line import main_wrapper, parse
 from robustfast.errors import UserError
+from robustfast.ops.backend import configured_backend
 from robustfast.registry import lookup
 from robustfast.training.config import TrainConfig
 from robustfast.training.fit import fit, resume
@@ -54,6 +55,11 @@ def main(argv: Sequence[str]) -> None:
         description=_description(default),
         default=Arguments(default),
     )
+    with configured_backend(arguments.config.backend):
+        _run(arguments)
+
+
+def _run(arguments: Arguments) -> None:
     if arguments.resume is None:
         path = fit(arguments.config)
     else:

@@ -32,8 +32,10 @@ __all__ = [
     "Sample",
     "active_backend",
     "backends",
+    "configured_backend",
     "prepare",
     "register",
+    "unusable",
     "use_backend",
 ]
 
@@ -218,6 +220,30 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _active = before
+
+
+@contextmanager
+def configured_backend(name: str) -> Iterator[None]:
+    """`use_backend` as ``--backend`` means it: "auto" keeps the backend in force, which ROBUSTFAST_BACKEND chooses.
+
+    Raises:
+        UserError: as `use_backend`; the message names the variable where it is the variable's value.
+    """
+    if name == "auto":
+        name = _active
+        if reason := unusable(name):
+            raise UserError(f"ROBUSTFAST_BACKEND={name}: {reason}; unset it or give another")
+    with use_backend(name):
+        yield
+
+
+def unusable(name: str) -> str | None:
+    """Why `use_backend` would refuse `name`; None where it would not."""
+    try:
+        with use_backend(name):
+            return None
+    except UserError as error:
+        return str(error)
 
 
 def select(name: str, device: torch.device) -> Any:

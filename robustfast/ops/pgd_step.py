@@ -12,7 +12,7 @@ from robustfast.ops.backend import OPS, Op, Sample, register, select
 from robustfast.ops.sizes import per_sample, radius
 from robustfast.reference import pgd_step as reference
 
-__all__ = ["pgd_step"]
+__all__ = ["check_rule", "pgd_step"]
 
 NORMS = ("linf", "l2", "l1")
 STEPS = ("sign", "grad", "topq")
@@ -73,8 +73,8 @@ def pgd_step(
         TypeError: a wrong dtype.
         ValueError: a wrong shape, device, name or range. Values of tensors are not looked at (that would synchronise).
     """
-    rule = _AUTO.get(norm, "sign") if step == "auto" else step
-    _check(x_adv, grad, x, norm, rule, bounds, q, out)
+    rule = check_rule(norm, step, q, bounds)
+    _check(x_adv, grad, x, norm, rule, out)
     step_size = per_sample("pgd_step", "step_size", step_size, x)
     eps = radius("pgd_step", eps, x, norm, bounds)
     k = max(1, round(q * math.prod(x.shape[1:]))) if rule == "topq" else 0
@@ -85,16 +85,27 @@ def pgd_step(
     return out
 
 
-def _check(
-    x_adv: Tensor,
-    grad: Tensor,
-    x: Tensor,
-    norm: str,
-    step: str,
-    bounds: tuple[float, float],
-    q: float,
-    out: Tensor | None,
-) -> None:
+def check_rule(norm: str, step: str, q: float, bounds: tuple[float, float]) -> str:
+    """The direction behind `step`: what `pgd_step` checks of its arguments before it looks at a tensor.
+
+    Raises:
+        ValueError: a wrong name or range.
+    """
+    rule = _AUTO.get(norm, "sign") if step == "auto" else step
+    if norm not in NORMS:
+        raise ValueError(f"pgd_step: norm is {norm!r}, expected one of {', '.join(NORMS)}")
+    if rule not in STEPS:
+        raise ValueError(f"pgd_step: step is {rule!r}, expected 'auto' or one of {', '.join(STEPS)}")
+    if rule == "topq" and norm != "l1":
+        raise ValueError(f"pgd_step: step 'topq' is the l1 rule, norm is {norm!r}; use step 'auto'")
+    if not 0 < q <= 1:
+        raise ValueError(f"pgd_step: q is {q}, expected a fraction in (0, 1]")
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"pgd_step: bounds are {bounds}, expected (lowest, highest) with lowest < highest")
+    return rule
+
+
+def _check(x_adv: Tensor, grad: Tensor, x: Tensor, norm: str, step: str, out: Tensor | None) -> None:
     # Plain `raise`: torch._check with a message that closes over a tensor breaks fullgraph tracing.
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(
@@ -116,20 +127,10 @@ def _check(
             raise ValueError(f"pgd_step: {name} is on {tensor.device}, expected the device of x, {x.device}")
         if name != "grad" and tensor.dtype != x.dtype:
             raise TypeError(f"pgd_step: {name} is {tensor.dtype}, expected that of x, {x.dtype}")
-    if norm not in NORMS:
-        raise ValueError(f"pgd_step: norm is {norm!r}, expected one of {', '.join(NORMS)}")
-    if step not in STEPS:
-        raise ValueError(f"pgd_step: step is {step!r}, expected 'auto' or one of {', '.join(STEPS)}")
-    if step == "topq" and norm != "l1":
-        raise ValueError(f"pgd_step: step 'topq' is the l1 rule, norm is {norm!r}; use step 'auto'")
     if x.dim() < 2 and (norm != "linf" or step != "sign"):
         raise ValueError(
             f"pgd_step: x has shape {tuple(x.shape)}, expected [B, ...] to take the {norm} norm of each sample"
         )
-    if not 0 < q <= 1:
-        raise ValueError(f"pgd_step: q is {q}, expected a fraction in (0, 1]")
-    if not bounds[0] < bounds[1]:
-        raise ValueError(f"pgd_step: bounds are {bounds}, expected (lowest, highest) with lowest < highest")
 
 
 def _reference(

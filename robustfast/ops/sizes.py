@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["per_sample", "radius"]
+__all__ = ["check_radius", "per_sample", "radius"]
 
 
 def per_sample(op: str, name: str, value: float | Tensor, x: Tensor) -> Tensor:
@@ -34,10 +34,19 @@ def radius(op: str, eps: float | Tensor, x: Tensor, norm: str, bounds: tuple[flo
         TypeError, ValueError: as `per_sample`; a negative number, or one in units of 0-255.
     """
     if not isinstance(eps, Tensor):
-        if not eps >= 0:
-            raise ValueError(f"{op}: eps is {eps}, expected a radius >= 0")
-        if norm == "linf" and tuple(bounds) == (0.0, 1.0) and eps > 1:
-            raise ValueError(
-                f"{op}: eps is {eps}, expected pixel units of [0, 1]; write {eps:g}/255 if you meant that"
-            )
+        check_radius(op, eps, norm, bounds)
     return per_sample(op, "eps", eps, x)
+
+
+def check_radius(op: str, eps: float, norm: str, bounds: tuple[float, float]) -> None:
+    """Refuse a number that is no radius.
+
+    Raises:
+        ValueError: a negative number, or one in units of 0-255.
+    """
+    if not eps >= 0:
+        raise ValueError(f"{op}: eps is {eps}, expected a radius >= 0")
+    if norm == "linf" and tuple(bounds) == (0.0, 1.0) and eps > 1:
+        raise ValueError(
+            f"{op}: eps is {eps}, expected pixel units of [0, 1]; write {eps:g}/255 if you meant that"
+        )
