@@ -93,9 +93,9 @@ def bench_three_way_head(
         if name in (*others, auto):
             sample = Sample(label, arguments, exact=DEVICE.type == "cpu")
             assert_agrees(use(three_way_head), sample, list(result))
-        # Two products of up to 1280 terms and, in training, sums over the batch: up to 9 units were seen in float32.
+        # 3.8 units were seen, in bfloat16, of the reference itself; 1.8 in float32.
         for got, truth in zip(result, exact, strict=True):
-            assert (got - truth).norm() <= 32 * torch.finfo(dtype).eps * truth.norm()
+            assert (got - truth).norm() <= 8 * torch.finfo(dtype).eps * truth.norm()
 
     compare("three_way_head", label, rivals, check)
 
