@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustfast.ops.backend import OPS, Op, Sample, register, select
+from robustfast.ops.tensors import check_tensors
 from robustfast.reference import asymmetric_cross_entropy as reference
 
 __all__ = ["TERMS", "asymmetric_cross_entropy"]
@@ -66,7 +67,7 @@ def asymmetric_cross_entropy(
         Values [len(terms)], float32 (float64 for float64 logits).
 
     Raises:
-        TypeError: a wrong dtype.
+        TypeError: no tensor, or a wrong dtype.
         ValueError: a wrong name, shape, number or device, or predictions that a term needs and that are missing.
         RuntimeError: on the CPU, the label of a kept sample is outside 0..C-1. On a GPU, where looking would
             synchronise, that sample's loss and gradient are NaN; nothing is read out of bounds.
@@ -86,6 +87,12 @@ def _check(
         raise ValueError(f"{name}: terms are {tuple(terms)}, expected one or more, each once")
     if len(logits) != len(terms):
         raise ValueError(f"{name}: {len(logits)} logits for {len(terms)} terms, expected one for each")
+    for term, tensor in zip(terms, logits, strict=True):
+        check_tensors(name, **{f"logits of {term}": tensor})
+    labels = {"y": y, "yhat_s": yhat_s, "yhat_n": yhat_n}
+    check_tensors(
+        name, **{label: tensor for label, tensor in labels.items() if tensor is not None or label == "y"}
+    )
     first = logits[0]
     if first.dim() != 2 or 0 in first.shape:
         raise ValueError(
@@ -107,12 +114,11 @@ def _check(
             raise ValueError(
                 f"{name}: logits of {term} are on {tensor.device}, expected the device of y, {y.device}"
             )
-    needed = {"y": y, "yhat_s": yhat_s, "yhat_n": yhat_n}
     for prediction, rules in (("yhat_s", ("y_where_s_fooled", "yhat_s")), ("yhat_n", ("yhat_n",))):
         asking = [term for term in terms if TERMS[term] in rules]
-        if needed[prediction] is None and asking:
+        if labels[prediction] is None and asking:
             raise ValueError(f"{name}: {prediction} is missing, and {', '.join(asking)} needs it")
-    for label, tensor in needed.items():
+    for label, tensor in labels.items():
         if tensor is None:
             continue
         if tensor.dtype != torch.int64:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustfast.ops.backend import OPS, Op, Sample, register, select
 from robustfast.ops.sizes import per_sample, radius
+from robustfast.ops.tensors import check_pixels, check_tensors, check_writable
 from robustfast.reference import pgd_step as reference
 
 __all__ = ["check_rule", "pgd_step"]
@@ -70,8 +71,9 @@ def pgd_step(
         `out`, or a new tensor like `x_adv`. It never requires a gradient.
 
     Raises:
-        TypeError: a wrong dtype.
-        ValueError: a wrong shape, device, name or range. Values of tensors are not looked at (that would synchronise).
+        TypeError: no tensor, or a wrong dtype.
+        ValueError: a wrong shape, device, name or range; an expanded `out`. Values of tensors are not looked
+            at (that would synchronise).
     """
     rule = check_rule(norm, step, q, bounds)
     _check(x_adv, grad, x, norm, rule, out)
@@ -107,11 +109,11 @@ def check_rule(norm: str, step: str, q: float, bounds: tuple[float, float]) -> s
 
 def _check(x_adv: Tensor, grad: Tensor, x: Tensor, norm: str, step: str, out: Tensor | None) -> None:
     # Plain `raise`: torch._check with a message that closes over a tensor breaks fullgraph tracing.
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"pgd_step: x is {x.dtype}, expected float32 or float64: half-precision images leave the ball "
-            f"(1.09 eps after ten bfloat16 steps); keep images in float32 and run only the model in half precision"
-        )
+    check_tensors("pgd_step", x_adv=x_adv, grad=grad, x=x)
+    check_pixels("pgd_step", x)
+    if out is not None:
+        check_tensors("pgd_step", out=out)
+        check_writable("pgd_step", out)
     if not grad.dtype.is_floating_point or (grad.dtype == torch.float64 and x.dtype == torch.float32):
         raise TypeError(
             f"pgd_step: grad is {grad.dtype}, expected float32, bfloat16, float16 or the dtype of x, {x.dtype}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from robustfast.ops.backend import OPS, Op, Sample, register, select
 from robustfast.ops.pgd_step import NORMS
 from robustfast.ops.sizes import radius
+from robustfast.ops.tensors import check_pixels, check_tensors, check_writable
 from robustfast.reference import random_start as reference
 
 __all__ = ["random_start"]
@@ -65,8 +66,9 @@ def random_start(
         `out`, or a new tensor like `x`. It never requires a gradient.
 
     Raises:
-        TypeError: a wrong dtype, or a seed that is no int.
-        ValueError: a wrong shape, device, name or range. Values of tensors are not looked at (that would synchronise).
+        TypeError: no tensor, a wrong dtype, or a seed that is no int.
+        ValueError: a wrong shape, device, name or range; an expanded `out`. Values of tensors are not looked
+            at (that would synchronise).
     """
     _check(x, norm, law, bounds, seed, index, out)
     eps = radius("random_start", eps, x, norm, bounds)
@@ -86,11 +88,8 @@ def _check(
     index: Tensor | None,
     out: Tensor | None,
 ) -> None:
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"random_start: x is {x.dtype}, expected float32 or float64: half-precision images leave the ball; "
-            f"keep images in float32 and run only the model in half precision"
-        )
+    check_tensors("random_start", x=x)
+    check_pixels("random_start", x)
     if x.dim() < 1:
         raise ValueError("random_start: x has shape (), expected [B, ...]")
     if math.prod(x.shape[1:]) > 2**30:
@@ -110,6 +109,7 @@ def _check(
     if not 0 <= seed <= 2**63 - 1:
         raise ValueError(f"random_start: seed is {seed}, expected an int in [0, 2**63)")
     if index is not None:
+        check_tensors("random_start", index=index)
         if index.dtype != torch.int64:
             raise TypeError(f"random_start: index is {index.dtype}, expected torch.int64")
         if index.shape != x.shape[:1]:
@@ -119,6 +119,8 @@ def _check(
                 f"random_start: index is on {index.device}, expected the device of x, {x.device}"
             )
     if out is not None:
+        check_tensors("random_start", out=out)
+        check_writable("random_start", out)
         if out.shape != x.shape:
             raise ValueError(
                 f"random_start: out has shape {tuple(out.shape)}, expected that of x, {tuple(x.shape)}"

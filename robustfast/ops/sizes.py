@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -14,9 +17,11 @@ def per_sample(op: str, name: str, value: float | Tensor, x: Tensor) -> Tensor:
     A float becomes a 0-d CPU tensor: torch.compile specialises on a float argument and not on a tensor.
 
     Raises:
-        TypeError, ValueError: a tensor of another dtype, shape or device than `x` [B, ...] asks for.
+        TypeError, ValueError: neither number nor tensor; a number that is not finite; a tensor of another dtype, shape
+            or device than `x` [B, ...] asks for.
     """
     if not isinstance(value, Tensor):
+        _check_number(op, name, value)
         return torch.scalar_tensor(value, dtype=x.dtype)
     if value.dtype != x.dtype:
         raise TypeError(f"{op}: {name} is {value.dtype}, expected that of x, {x.dtype}")
@@ -42,11 +47,21 @@ def check_radius(op: str, eps: float, norm: str, bounds: tuple[float, float]) ->
     """Refuse a number that is no radius.
 
     Raises:
-        ValueError: a negative number, or one in units of 0-255.
+        TypeError: no number.
+        ValueError: one that is not finite, negative, or in units of 0-255.
     """
+    _check_number(op, "eps", eps)
     if not eps >= 0:
         raise ValueError(f"{op}: eps is {eps}, expected a radius >= 0")
     if norm == "linf" and tuple(bounds) == (0.0, 1.0) and eps > 1:
         raise ValueError(
             f"{op}: eps is {eps}, expected pixel units of [0, 1]; write {eps:g}/255 if you meant that"
         )
+
+
+def _check_number(op: str, name: str, value: object) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{op}: {name} is {value!r} ({type(value).__name__}), expected a number or a tensor")
+    # Not math.isfinite, which breaks fullgraph tracing of a dynamic float.
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{op}: {name} is {value}, expected a finite number")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustfast.ops.backend import OPS, Op, Sample, register, select
+from robustfast.ops.tensors import check_tensors
 from robustfast.reference import three_way_head as reference
 
 __all__ = ["three_way_head"]
@@ -40,7 +41,7 @@ def three_way_head(
         (h_s, h_r, h_n), each [B, C], in the dtype of the products. They are views of one tensor.
 
     Raises:
-        TypeError: a dtype that is not floating, or, outside autocast, not that of `z_r`.
+        TypeError: no tensor; a dtype that is not floating, or, outside autocast, not that of `z_r`.
         ValueError: a wrong shape or device.
     """
     _check(z_r, z_n, w1, b1, w2, b2)
@@ -53,6 +54,7 @@ def three_way_head(
 
 
 def _check(z_r: Tensor, z_n: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> None:
+    check_tensors("three_way_head", z_r=z_r, z_n=z_n, w1=w1, b1=b1, w2=w2, b2=b2)
     if z_r.dim() != 2:
         raise ValueError(f"three_way_head: z_r has shape {tuple(z_r.shape)}, expected [B, H]")
     if w1.dim() != 2 or w2.dim() != 2:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -222,6 +223,23 @@ WRONG = {
     "q is 0, expected a fraction": {"q": 0},
     "step_size is torch.float64, expected that of x": {"step_size": torch.tensor(0.1, dtype=torch.float64)},
     r"eps has shape \(3,\), expected \(\) or \(2,\)": {"eps": torch.zeros(3)},
+    "x is NoneType, expected a tensor": {"x": None},
+    "grad is NoneType, expected a tensor": {"grad": None},
+    "x_adv is ndarray, expected a tensor": {"x_adv": np.zeros((2, 3), np.float32)},
+    "out is list, expected a tensor": {"out": [0.0]},
+    r"x is torch.uint8, expected float32 or float64 pixels in \[0, 1\]: divide by 255$": {
+        "x": torch.zeros(2, 3, dtype=torch.uint8)
+    },
+    r"x is torch.int64, expected float32 or float64 pixels in \[0, 1\]$": {
+        "x": torch.zeros(2, 3, dtype=torch.int64)
+    },
+    r"out of shape \(2, 3\) is expanded \(strides \(0, 1\)\)": {"out": torch.zeros(3).expand(2, 3)},
+    r"eps is '8/255' \(str\), expected a number or a tensor": {"eps": "8/255"},
+    r"step_size is None \(NoneType\), expected a number or a tensor": {"step_size": None},
+    "eps is nan, expected a finite number": {"eps": float("nan")},
+    "eps is inf, expected a finite number": {"eps": float("inf"), "norm": "l2"},
+    "step_size is nan, expected a finite number": {"step_size": float("nan")},
+    "step_size is -inf, expected a finite number": {"step_size": -float("inf")},
 }
 
 
@@ -230,6 +248,12 @@ def test_wrong_arguments_are_named(message: str) -> None:
     arguments = {"step_size": 0.1, "eps": 0.1, **{name: torch.zeros(2, 3) for name in ("x_adv", "grad", "x")}}
     with pytest.raises((TypeError, ValueError), match=f"pgd_step: {message}"):
         pgd_step(**{**arguments, **WRONG[message]})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    x_adv, grad, x = images(2, 0)
+    ours = pgd_step(x_adv, grad, x, step_size=np.float32(0.5), eps=np.float64(0.25))
+    assert torch.equal(ours, pgd_step(x_adv, grad, x, step_size=0.5, eps=0.25))
 
 
 def test_linf_trajectory_equals_the_usual_eager_form() -> None:

@@ -252,6 +252,16 @@ WRONG = {
     r"out has shape \(2,\), expected that of x": (ValueError, {"out": torch.zeros(2)}),
     "out is on meta": (ValueError, {"out": torch.zeros(2, 3, device="meta")}),
     "out is torch.float64, expected that of x": (TypeError, {"out": torch.zeros(2, 3, dtype=torch.float64)}),
+    "x is NoneType, expected a tensor": (TypeError, {"x": None}),
+    "index is list, expected a tensor": (TypeError, {"index": [0, 1]}),
+    "out is list, expected a tensor": (TypeError, {"out": [0.0]}),
+    r"x is torch.uint8, expected float32 or float64 pixels in \[0, 1\]: divide by 255$": (
+        TypeError,
+        {"x": torch.zeros(2, 3, dtype=torch.uint8)},
+    ),
+    r"out of shape \(2, 3\) is expanded": (ValueError, {"out": torch.zeros(3).expand(2, 3)}),
+    r"eps is '8/255' \(str\), expected a number or a tensor": (TypeError, {"eps": "8/255"}),
+    "eps is nan, expected a finite number": (ValueError, {"eps": float("nan")}),
 }
 
 

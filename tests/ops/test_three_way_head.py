@@ -332,6 +332,9 @@ GOOD = dict(zip(NAMES, inputs(), strict=True))
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
+        ({"z_r": None}, TypeError, "z_r is NoneType, expected a tensor"),
+        ({"b1": None}, TypeError, "b1 is NoneType, expected a tensor"),
+        ({"w2": [[0.0]]}, TypeError, "w2 is list, expected a tensor"),
         ({"z_r": torch.zeros(6)}, ValueError, r"z_r has shape \(6,\), expected \[B, H\]"),
         ({"z_n": torch.zeros(5, 12).double()}, ValueError, r"z_n has shape \(5, 12\), expected \(6, 12\)"),
         ({"w1": torch.zeros(12, 12).double()}, ValueError, r"w1 has shape \(12, 12\), expected \(12, 24\)"),

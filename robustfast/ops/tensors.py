@@ -1,0 +1,37 @@
+"""What ops ask of their tensors before anything else: that they are tensors, hold pixels, can be written."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_pixels", "check_tensors", "check_writable"]
+
+
+def check_tensors(op: str, **values: object) -> None:
+    """Raises TypeError for a value that is no tensor; the keywords are the names of the arguments."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a tensor")
+
+
+def check_pixels(op: str, x: Tensor) -> None:
+    """Raises TypeError for images that are neither float32 nor float64, with what mends it."""
+    if x.dtype in (torch.float32, torch.float64):
+        return
+    message = f"{op}: x is {x.dtype}, expected float32 or float64"
+    if x.dtype.is_floating_point:
+        raise TypeError(
+            f"{message}: half-precision images leave the ball (1.09 eps after ten bfloat16 steps); "
+            f"keep images in float32 and run only the model in half precision"
+        )
+    raise TypeError(f"{message} pixels in [0, 1]" + (": divide by 255" if x.dtype == torch.uint8 else ""))
+
+
+def check_writable(op: str, out: Tensor) -> None:
+    """Raises ValueError for an expanded tensor, several of whose elements are one place in memory."""
+    if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError(
+            f"{op}: out of shape {tuple(out.shape)} is expanded (strides {tuple(out.stride())}), expected a place in "
+            f"memory for each element: out.contiguous()"
+        )
