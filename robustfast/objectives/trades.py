@@ -26,7 +26,8 @@ class TRADES(Objective):
     and sends its gradient through both arguments. x_adv climbs that same divergence in eval mode, from x plus a
     little normal noise, against the probabilities of x, computed once. The authors' code runs the natural batch
     through the network twice in train mode; here it runs once, so each batch norm sees one natural and one
-    attacked batch and dropout draws one mask for both terms.
+    attacked batch and dropout draws one mask for both terms. The loss is NaN where the network gives some x no
+    finite probabilities in eval mode, also if those of train mode are finite.
 
     Passes with ten attack steps: 27F.
 
@@ -45,7 +46,7 @@ class TRADES(Objective):
             for name in ("beta", "sigma"):
                 if not 0 <= getattr(self, name) < math.inf:
                     raise UserError(
-                        f"trades: {name} is {getattr(self, name)}, expected a finite number from 0"
+                        f"--objective.{name} is {getattr(self, name)}, expected a finite number from 0"
                     )
 
     main_ways = "r"
@@ -60,11 +61,14 @@ class TRADES(Objective):
         way = self.model.way("r")
         with eval_mode(way), torch.no_grad():
             probabilities = F.softmax(way(x), dim=1)
+            # A softmax is finite or NaN row by row. The attack takes probabilities only; the loss tells of the others.
+            finite = probabilities.isfinite()
+            probabilities = probabilities.where(finite, 1 / probabilities.shape[1])
         x_adv = self.attack(x, probabilities, index, start=self.start(x, index), **self.now())
         logits, logits_adv = way(x), way(x_adv)
         clean = F.cross_entropy(logits, y)
         divergence = F.kl_div(F.log_softmax(logits_adv, 1), F.softmax(logits, 1), reduction="batchmean")
-        loss = clean + self.config.beta * divergence
+        loss = (clean + self.config.beta * divergence).where(finite.all(), math.nan)
         yield Phase("model", loss, {"clean": clean.detach(), "divergence": divergence.detach()})
 
     def start(self, x: Tensor, index: Tensor) -> Tensor | None:

@@ -67,6 +67,17 @@ def test_the_attack_gets_eval_mode_probabilities_and_a_start_beside_x(digits_mod
     assert away.abs().max() < 6
 
 
+def test_broken_probabilities_end_in_a_nan_loss_also_where_train_mode_is_finite(digits_model, batch):
+    x, y, index = batch
+    objective = TRADES(digits_model, TRADES.Config(), AttackConfig(steps=1), seed=0)
+    for module in digits_model.encoder_r.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.fill_(torch.nan)
+    (phase,) = objective.phases(x, y, index)
+    assert phase.loss.isnan()
+    assert phase.terms["clean"].isfinite()
+
+
 def test_sigma_0_leaves_the_start_to_the_attack(digits_model, batch):
     objective = TRADES(digits_model, TRADES.Config(sigma=0.0), AttackConfig(), seed=0)
     assert objective.start(batch[0], batch[2]) is None
@@ -111,5 +122,5 @@ def test_normal_draws_depend_on_seed_and_sample_not_on_the_batch():
 @pytest.mark.parametrize("field", ["beta", "sigma"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_bad_fields_are_refused_in_one_line(field, value):
-    with pytest.raises(UserError, match=rf"trades: {field} is {value}, expected a finite number from 0"):
+    with pytest.raises(UserError, match=rf"--objective.{field} is {value}, expected a finite number from 0"):
         TRADES.Config(**{field: value})
