@@ -48,6 +48,6 @@ def load(
         return loader(split, data_dir)
     if name != "image_folder":
         raise UserError(
-            f"image_size is given for {name}, whose images have one size; it is for image_folder: omit it"
+            f"--image-size {image_size} is for image_folder, the images of {name} have one size: leave it out"
         )
     return image_folder.load(split, data_dir, image_size=image_size)

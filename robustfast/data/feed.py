@@ -78,7 +78,8 @@ class Feed:
             )
         if augment and not dataset.augmentable:
             raise UserError(
-                f"{dataset.name}: augmentation mirrors and crops images, which changes what its digits are: turn it off"
+                f"{dataset.name}: augmentation mirrors and crops images, which changes what its digits are: "
+                f"turn it off with --no-augment"
             )
         self.dataset = dataset
         self.batch_size = batch_size

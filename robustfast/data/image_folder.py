@@ -37,7 +37,7 @@ def load(split: str, data_dir: str | Path | None, *, image_size: int | None = No
     """
     check_split(split)
     if image_size is not None and image_size < 1:
-        raise UserError(f"image_size is {image_size}, expected at least 1 pixel")
+        raise UserError(f"--image-size {image_size}: expected at least 1 pixel")
     require("PIL", "Pillow", "image_folder")
     from robustfast.data.image_file import GREY, decode, read_header
 

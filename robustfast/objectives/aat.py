@@ -51,7 +51,7 @@ class AAT(Objective):
             terms = tuple(term for word in self.terms for term in word.split(","))
             if not terms or len(set(terms)) != len(terms) or not set(terms) <= set(TERMS):
                 raise UserError(
-                    f"objective terms {','.join(terms)!r}: expected one or more of {', '.join(TERMS)}, each once"
+                    f"--objective.terms {','.join(terms)}: expected one or more of {', '.join(TERMS)}, each once"
                 )
             object.__setattr__(self, "terms", terms)
 

@@ -17,19 +17,19 @@ from robustfast.errors import UserError
         ({"eps": -0.1}, "eps is -0.1, expected a radius >= 0"),
         ({"eps": float("nan")}, "eps is nan"),
         ({"eps": float("inf"), "norm": "l2"}, "eps is inf"),
-        ({"step_size": -1.0}, "step_size is -1.0, expected a length >= 0"),
-        ({"step_size": float("nan")}, "step_size is nan"),
+        ({"step_size": -1.0}, "step-size is -1.0, expected a length >= 0"),
+        ({"step_size": float("nan")}, "step-size is nan"),
         ({"steps": 0}, "steps is 0, expected a whole number from 1"),
         ({"steps": 2.5}, "steps is 2.5"),
         ({"norm": "l3"}, "norm is 'l3', expected one of linf, l2, l1"),
         ({"step": "signed"}, "step is 'signed'"),
         ({"step": "topq"}, "step 'topq' is the l1 rule"),
         ({"ramp": 1.5}, r"ramp is 1.5, expected a fraction of training in \[0, 1\]"),
-        ({"random_start": "sphere"}, "random_start is 'sphere', expected 'ball', 'pixel' or 'none'"),
+        ({"random_start": "sphere"}, "random-start is 'sphere', expected 'ball', 'pixel' or 'none'"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_in_one_line(setting: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=f"^attack: {message}") as caught:
+    with pytest.raises(UserError, match=f"^--attack.{message}") as caught:
         AttackConfig(**setting)
     assert "\n" not in str(caught.value)
 

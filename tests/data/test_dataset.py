@@ -70,7 +70,7 @@ def test_unknown_names_and_splits(tmp_path, one_line_error):
 
 
 def test_image_size_is_for_image_folders_alone(one_line_error):
-    with one_line_error("image_size", "digits"):
+    with one_line_error("--image-size 8", "digits"):
         load("digits", "train", image_size=8)
 
 

@@ -199,7 +199,7 @@ def test_bad_arguments(one_line_error):
         Feed(toy(), 0, seed=0)
     with one_line_error("batch size of 38", "37 images"):
         Feed(toy(), 38, seed=0, drop_last=True)
-    with one_line_error("toy", "augmentation"):
+    with one_line_error("toy", "augmentation", "--no-augment"):
         Feed(toy(augmentable=False), 8, seed=0, augment=True)
     feed = Feed(toy(), 10, seed=0)
     for start in (-1, 5):

@@ -95,7 +95,7 @@ def test_image_size_cuts_the_centre_and_resamples(tmp_path):
 
 
 def test_a_size_below_one_pixel(root, one_line_error):
-    with one_line_error("image_size is 0"):
+    with one_line_error("--image-size 0"):
         load("image_folder", "train", root, image_size=0)
 
 
