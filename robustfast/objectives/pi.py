@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from robustfast.data import Dataset
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
+from robustfast.models.stored_state import fits_the_model, load
 from robustfast.objectives.inversion import invert
 from robustfast.objectives.objective import Objective, Phase
 from robustfast.seeds import derive
@@ -61,7 +61,8 @@ class PI(Objective):
         def __post_init__(self) -> None:
             if self.steps < 1 or not 0 < self.step_size < math.inf:
                 raise UserError(
-                    f"pi: steps {self.steps} and step_size {self.step_size}: expected at least 1 and above 0"
+                    f"--objective.steps {self.steps} and --objective.step-size {self.step_size}: expected at least 1 "
+                    f"and above 0"
                 )
 
     main_ways = "srn"
@@ -126,23 +127,12 @@ class PI(Objective):
 
 def _encoder(model: ThreeWay, path: Path, name: str) -> nn.Module:
     """A copy of `model`'s encoder `name` with the weights of a checkpoint."""
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise UserError(f"{path} is no readable checkpoint: {str(error).splitlines()[0]}") from error
-    state = state.get("model", state)
+    state = _read(path) if path.suffix == ".safetensors" else load(path)
     twin = copy.deepcopy(model)
-    try:
-        twin.load_state_dict(state)
-    except RuntimeError as error:
-        backbone = type(model.encoder_r).__name__
-        raise UserError(
-            f"{path} holds no weights of this model, a three-way {backbone} with {model.head[2].out_features} classes; "
-            f"give the checkpoint of a run with the same --model and --dataset"
-        ) from error
+    backbone, classes = type(model.encoder_r).__name__, model.head[2].out_features
+    mend = f"give the checkpoint of a run with the same --model and --dataset ({backbone}, {classes} classes)"
+    with fits_the_model(path, mend):
+        twin.load_state_dict(state.get("model", state))
     return getattr(twin, f"encoder_{name}")
 
 

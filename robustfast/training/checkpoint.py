@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 from robustfast.errors import UserError
+from robustfast.models.stored_state import load
 
 __all__ = ["load", "load_newest", "save", "write_durably"]
 
@@ -71,24 +70,6 @@ def write_durably(
         raise UserError(
             f"cannot write {path}: {reason}; what was there before is untouched: make room or rights, then try again"
         ) from error
-
-
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without executing anything in it.
-
-    Raises:
-        UserError: it is missing, truncated, corrupt, or holds more than tensors and plain values.
-    """
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            # torch.load reads the tensors without their checksums.
-            broken = archive.testzip()
-        if broken is not None:
-            raise zipfile.BadZipFile(f"{broken} fails its checksum")
-        return torch.load(path, map_location=device, weights_only=True)
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise UserError(f"{path} is no readable checkpoint: {reason}") from error
 
 
 def load_newest(

@@ -71,6 +71,8 @@ class TrainConfig:
     """From which weights, data order, crops, dropout and attacks derive."""
     data_dir: Path | None = None
     """Folder of the data sets; without it $ROBUSTFAST_DATA, else ./data."""
+    image_size: int | None = None
+    """Side in pixels to which the images of image_folder are brought; without it they must all have one size."""
     out: Path | None = None
     """Run folder, which must be new or empty; without it the next free runs/PRESET-seedN."""
     checkpoint_steps: int = 0

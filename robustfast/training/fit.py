@@ -17,8 +17,9 @@ from robustfast.attacks import eval_mode
 from robustfast.data import Batch, Dataset, Feed, load
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
+from robustfast.models.stored_state import fits_the_model
 from robustfast.objectives import OBJECTIVES
-from robustfast.ops import use_backend
+from robustfast.ops.backend import configured_backend
 from robustfast.registry import lookup
 from robustfast.seeds import derive
 from robustfast.training import checkpoint
@@ -51,7 +52,12 @@ def fit(config: TrainConfig) -> Path:
             engine that cannot run here, or a loss that is not finite (its state is kept in checkpoints/nonfinite.pt).
     """
     device = _check(config)
-    dataset = load(config.dataset, "train", data_folder(config))
+    # A run begun on a machine with more processors still resumes here, slowly: it keeps its number and so its bits.
+    if config.threads > (processors := os.cpu_count() or 1):
+        raise UserError(
+            f"--threads {config.threads}: expected at most {processors}, the processors of this machine"
+        )
+    dataset = load(config.dataset, "train", data_folder(config), image_size=config.image_size)
     return _train(RunFolder.reserve(config, dataset), dataset, device, new=True)
 
 
@@ -79,7 +85,8 @@ def resume(path: Path, config: TrainConfig | None = None) -> Path:
             )
         folder = replace(folder, config=config)
     device = _check(folder.config)
-    dataset = load(folder.config.dataset, "train", data_folder(folder.config))
+    config = folder.config
+    dataset = load(config.dataset, "train", data_folder(config), image_size=config.image_size)
     return _train(folder, dataset, device, new=False)
 
 
@@ -101,7 +108,7 @@ def _train(folder: RunFolder, dataset: Dataset, device: torch.device, *, new: bo
     config = folder.config
     with (
         torch.random.fork_rng(devices),
-        use_backend(config.backend),
+        configured_backend(config.backend),
         cpu_threads(config.threads),
         _fixed_shapes(device),
     ):
@@ -156,7 +163,7 @@ class Trainer:
         )
         self.check = None
         if config.validate_every and config.validate_images:
-            test = load(config.dataset, "test", data_folder(config))
+            test = load(config.dataset, "test", data_folder(config), image_size=config.image_size)
             self.check = HeldOutCheck(
                 self.model, self.objective.main_ways, test, config, self.engine.precision
             )
@@ -275,20 +282,25 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Continue from `state`, read from `path`."""
-        if state["format"] != FORMAT:
-            raise UserError(
-                f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}: start a new run, or "
-                f"continue it with the version that config.json names"
-            )
-        self.model.load_state_dict(state["model"])
-        self.engine.load_state_dict(state["engine"])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.meter.load_state_dict(state["meter"], self.device)
-        self.metrics.rewind(state["metrics_bytes"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["rng"]:
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        """Continue from `state`, read from `path`.
+
+        Raises:
+            UserError: it is of another version, another model or other metrics.
+        """
+        with fits_the_model(path, f"put back the one that {self.folder.path} wrote, or start a new run"):
+            if state["format"] != FORMAT:
+                raise UserError(
+                    f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}: start a new run, or "
+                    f"continue it with the version that config.json names"
+                )
+            self.model.load_state_dict(state["model"])
+            self.engine.load_state_dict(state["engine"])
+            self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+            self.meter.load_state_dict(state["meter"], self.device)
+            self.metrics.rewind(state["metrics_bytes"])
+            torch.set_rng_state(state["rng"]["cpu"])
+            if self.device.type == "cuda" and "cuda" in state["rng"]:
+                torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
 
     def _save(self) -> None:
         checkpoint.save(self.state(), self.folder.checkpoints / "last.pt", keep_previous=True)

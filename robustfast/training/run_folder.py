@@ -18,6 +18,7 @@ import robustfast
 from robustfast.data import Dataset
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
+from robustfast.models.stored_state import fits_the_model
 from robustfast.training import checkpoint
 from robustfast.training.config import TrainConfig, from_json, to_json
 
@@ -153,7 +154,7 @@ def load_run(
         device: where the model goes; "auto" takes a GPU where there is one.
 
     Raises:
-        UserError: no run there, no checkpoint yet, or a damaged one.
+        UserError: no run there, no checkpoint yet, a damaged one, or one of another model.
     """
     folder = RunFolder.open(Path(path))
     target = resolve_device(device) if isinstance(device, str) else device
@@ -168,10 +169,12 @@ def load_run(
             raise UserError(f"{path} has no checkpoint yet; train on with --resume {path}")
         state, file = found
     model = build_model(folder).to(target)
-    model.load_state_dict(state["model"])
+    with fits_the_model(file, f"put back the one that {path} was trained to, or start a new run"):
+        model.load_state_dict(state["model"])
+        epoch = state["epoch"]
     if folder.config.channels_last:
         model.to(memory_format=torch.channels_last)
-    return Run(Path(path), folder.config, model.eval(), state["epoch"], file)
+    return Run(Path(path), folder.config, model.eval(), epoch, file)
 
 
 def build_model(folder: RunFolder) -> ThreeWay:

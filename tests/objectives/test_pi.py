@@ -147,6 +147,11 @@ def test_files_that_do_not_fit_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def plain(content, path):
+    torch.save(content, path)
+    return path
+
+
 def test_broken_files_are_refused_in_one_line(digits_model, dataset, written, tmp_path):
     written.write_bytes(written.read_bytes()[:100])
     with pytest.raises(UserError, match="is no readable safetensors file") as caught:
@@ -157,7 +162,13 @@ def test_broken_files_are_refused_in_one_line(digits_model, dataset, written, tm
         (tmp_path / "none.pt", "is no readable checkpoint"),
         (
             checkpoint(other, tmp_path / "other.pt"),
-            "holds no weights of this model, a three-way DigitsCNN with 10",
+            r"holds no checkpoint of this model: .*same --model and --dataset \(DigitsCNN, 10 classes\)",
+        ),
+        (plain(["no", "weights"], tmp_path / "list.pt"), "holds no checkpoint of this model"),
+        (plain({"model": None}, tmp_path / "empty.pt"), "holds no checkpoint of this model"),
+        (
+            plain(torch.nn.ReLU(), tmp_path / "code.pt"),
+            "code.pt is no readable checkpoint: it holds more than tensors and plain values",
         ),
     ):
         with pytest.raises(UserError, match=message) as caught:
@@ -167,5 +178,5 @@ def test_broken_files_are_refused_in_one_line(digits_model, dataset, written, tm
 
 def test_bad_settings_are_refused():
     for settings in ({"steps": 0}, {"step_size": 0.0}):
-        with pytest.raises(UserError, match=r"pi: steps .* expected at least 1 and above 0"):
+        with pytest.raises(UserError, match=r"^--objective.steps .* expected at least 1 and above 0"):
             PI.Config(**settings)

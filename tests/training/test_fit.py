@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +133,7 @@ def test_dropout_augmentation_and_schedule_resume_too(
         torch.randint(0, 10, (48,), generator=generator),
         tuple("0123456789"),
     )
-    monkeypatch.setattr(fit_module, "load", lambda *args: noise)
+    monkeypatch.setattr(fit_module, "load", lambda *args, **_: noise)
     config = tiny(
         "mnist-aatpp",
         batch_size=20,
@@ -272,6 +274,36 @@ def test_damaged_newest_checkpoint_costs_one_epoch(
     last.write_bytes(last.read_bytes()[:-100])
     assert_same_end(resume(config.out), whole)
     assert "last.pt is no readable checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"format": 1, "model": {"weight": torch.zeros(3)}, "epoch": 1}, "Error.s. in loading state_dict"),
+        ({"format": 1, "epoch": 1}, "it has no 'model'"),
+        ({}, "it has no '(format|model)'"),
+        ([1, 2], "list indices must be"),
+        ({"format": 1, "model": 7, "epoch": 1}, "Expected state_dict to be dict-like"),
+    ],
+)
+def test_a_readable_checkpoint_of_something_else(
+    content: Any, reason: str, tmp_path: Path, whole: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    torch.save(content, run / "checkpoints" / "last.pt")
+    message = rf"last\.pt holds no checkpoint of this model: {reason}.*; put back the one"
+    for use in (load_run, resume):
+        with pytest.raises(UserError, match=message) as caught:
+            use(run)
+        assert "\n" not in str(caught.value)
+
+
+def test_more_threads_than_processors(tmp_path: Path) -> None:
+    count = os.cpu_count()
+    with pytest.raises(UserError, match=f"--threads 100000: expected at most {count}, the processors"):
+        fit(tiny(out=tmp_path / "run", threads=100_000))
+    assert not (tmp_path / "run").exists()
 
 
 def test_out_must_be_new_or_empty(tmp_path: Path, whole: Path) -> None:

@@ -18,9 +18,11 @@ from robustfast.training.metrics import TIMINGS
 from robustfast.training.presets import PRESETS
 
 
-def few_digits(name: str, split: str, data_dir: Path | None = None) -> Dataset:
+def few_digits(
+    name: str, split: str, data_dir: Path | None = None, *, image_size: int | None = None
+) -> Dataset:
     """In place of `load`: 96 of the real digits, held-out ones 40."""
-    return spread(load(name, split, data_dir), 96 if split == "train" else 40)
+    return spread(load(name, split, data_dir, image_size=image_size), 96 if split == "train" else 40)
 
 
 def tiny(preset: str = "digits-aatpp", **fields: Any) -> TrainConfig:
