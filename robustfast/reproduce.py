@@ -18,7 +18,7 @@ from rich.table import Table
 
 from robustfast.command_line import main_wrapper, parse
 from robustfast.data import load
-from robustfast.evaluation.aat import evaluate_run
+from robustfast.evaluation.aat import FILE, evaluate_run
 from robustfast.evaluation.comparison import Comparison, compare, method_label
 from robustfast.evaluation.cost import passes_left, seconds_per_pass
 from robustfast.evaluation.paper import TABLES
@@ -34,6 +34,7 @@ from robustfast.evaluation.reproduction import (
     rows,
 )
 from robustfast.evaluation.tables import comparison_markdown, comparison_table
+from robustfast.ops.backend import configured_backend
 from robustfast.registry import lookup
 from robustfast.training.checkpoint import write_durably
 from robustfast.training.fit import data_folder, fit, resume
@@ -79,7 +80,11 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(
         Arguments, argv, prog=PROG, description="Make a table of the paper and put ours beside it."
     )
-    console = Console(highlight=False)
+    with configured_backend("auto"):
+        _reproduce(arguments, Console(highlight=False))
+
+
+def _reproduce(arguments: Arguments, console: Console) -> None:
     made = _plan(arguments)
     done = _announce(made, console)
     if arguments.dry_run:
@@ -192,6 +197,7 @@ def _make(run: PlannedRun, made: Plan, console: Console) -> dict[str, Any]:
         device=run.config.device,
         data_dir=run.config.data_dir,
         console=console,
+        file=FILE,
     )
     console.print(f"{method_label(run.method)}: done in {_duration(time.perf_counter() - began)}")
     return document

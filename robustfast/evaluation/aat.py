@@ -33,10 +33,13 @@ from robustfast.training.run_folder import load_run
 from robustfast.training.threads import cpu_threads
 from robustfast.visualization import disentanglement_bars, disentanglement_curve
 
-__all__ = ["FILE", "aat_numbers", "draw", "evaluate_run"]
+__all__ = ["CUSTOM", "FILE", "aat_numbers", "draw", "evaluate_run"]
 
 FILE = Path("evaluation") / "aat.json"
-"""Where in a run folder the numbers are written."""
+"""Where in a run folder the numbers of the data set's own attacks on the whole test split are written."""
+
+CUSTOM = Path("evaluation") / "aat-custom.json"
+"""Where those of any other evaluation are."""
 
 
 def evaluate_run(
@@ -49,6 +52,7 @@ def evaluate_run(
     batch_size: int | None = None,
     data_dir: Path | None = None,
     console: Console | None = None,
+    file: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run on its test split in float32, print its tables, and keep numbers and figures in its folder.
 
@@ -61,6 +65,8 @@ def evaluate_run(
         batch_size: images a batch; None takes the run's. Does not change which adversarial images are found.
         data_dir: folder of the data sets; None takes the run's.
         console: where the tables go, and the progress bar if it is a terminal; None is stdout.
+        file: where in the run folder the numbers go, `FILE` with figures or `CUSTOM` without; None is `FILE` for the
+            data set's own attacks on all test images at the last checkpoint, and else `CUSTOM`.
 
     Returns:
         The document, as `robustfast.evaluation.document` lays it out.
@@ -73,7 +79,7 @@ def evaluate_run(
     config = run.config
     target = next(run.model.parameters()).device
     ways = lookup("objective", OBJECTIVES, config.method).main_ways
-    split = load(config.dataset, "test", data_dir or data_folder(config))
+    split = load(config.dataset, "test", data_dir or data_folder(config), image_size=config.image_size)
     if images is not None and not 1 <= images <= len(split):
         raise UserError(f"--images {images}: expected 1 to {len(split)}, the test images of {config.dataset}")
     chosen = spread(split, len(split) if images is None else images)
@@ -85,7 +91,11 @@ def evaluate_run(
         channels_last=config.channels_last,
         shuffle=False,
     )
-    attacks = tuple(attacks) or attacks_for(config.dataset)
+    own = attacks_for(config.dataset)
+    attacks = tuple(attacks) or own
+    if file is None:
+        whole = attacks == own and len(chosen) == len(split) and checkpoint == "last"
+        file = FILE if whole else CUSTOM
     built = {attack.name: attack.build(run.model, ways) for attack in attacks}
     with cpu_threads(config.threads), _progress(len(chosen) * len(attacks), console) as advance:
         predictions = predict(run.model, feed.batches(0), built, ways=ways, on_batch=advance)
@@ -118,11 +128,14 @@ def evaluate_run(
         for attack in attacks
     }
     document = assemble(header, records)
-    write(path / FILE, document)
+    write(path / file, document)
     console.print(accuracy_table(document))
     if (table := detection_table(document)) is not None:
         console.print(table)
-    written = ", ".join(str(file) for file in (path / FILE, *draw(path, document)))
+    figures = draw(path, document) if file == FILE else []
+    written = ", ".join(map(str, (path / file, *figures)))
+    if file != FILE:
+        written += f" (not the data set's own evaluation: {FILE} and the figures are as they were)"
     console.print(f"written: {written}", markup=False, soft_wrap=True)
     return document
 

@@ -21,11 +21,12 @@ class EvaluationAttack:
     Attributes:
         name: the preset's name, or "custom".
         strength: ball, step, number of steps and start; never ramped.
-        restarts: independent starts; the one with the highest loss counts.
+        restarts: independent starts, of which each image keeps the strongest: one that fools the model before one that
+            does not, then the one with the highest loss.
         seed: of the random starts, keyed besides by each image's position among those evaluated.
 
     Raises:
-        UserError: a number out of range.
+        UserError: a number out of range, or restarts that would all start from the image itself.
     """
 
     name: str
@@ -35,7 +36,12 @@ class EvaluationAttack:
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
-            raise UserError(f"attack: restarts is {self.restarts}, expected at least 1")
+            raise UserError(f"--attack.restarts is {self.restarts}, expected at least 1")
+        if self.restarts > 1 and self.strength.random_start == "none":
+            raise UserError(
+                f"--attack.restarts is {self.restarts} with --attack.random-start none: every start would be the image "
+                f"itself; give --attack.random-start ball, or one start"
+            )
 
     def build(self, model: ThreeWay, ways: str) -> ThreeWayPGD:
         """The attack on each of `ways` through itself: calling it gives way -> adversarial images."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from robustfast.attacks import PGD
 from robustfast.data import Feed, load
 from robustfast.errors import UserError
-from robustfast.evaluation.aat import FILE, aat_numbers, evaluate_run
+from robustfast.evaluation.aat import CUSTOM, FILE, aat_numbers, evaluate_run
 from robustfast.evaluation.attacks import ATTACKS, attacks_for
 from robustfast.evaluation.document import read
 from robustfast.evaluation.predictions import AttackedPredictions, Predictions
@@ -101,7 +101,7 @@ def test_one_way_leaves_null_what_it_does_not_have():
 
 def test_document_of_a_run(train):
     path = train("digits-aatpp")
-    document = evaluate_run(path, QUICK, device="cpu", console=quiet())
+    document = evaluate_run(path, QUICK, device="cpu", console=quiet(), file=FILE)
     assert read(path / FILE) == document
     for section, keys in KEYS.items():
         assert set(document[section]) == keys
@@ -150,6 +150,24 @@ def test_one_way_run(train, method, way):
         assert {name for name, value in document[section].items() if value is not None} == measured
 
 
+def test_only_the_data_sets_own_evaluation_of_all_images_is_kept_as_such(train, monkeypatch, capsys):
+    path = train("digits-aatpp")
+    (path / CUSTOM).unlink(missing_ok=True)
+    monkeypatch.setitem(ATTACKS, "digits-linf", dataclasses.replace(QUICK[0], name="digits-linf"))
+    evaluate_run(path, device="cpu")
+    assert f"written: {path / FILE}, " in capsys.readouterr().out
+    kept = {file: file.read_bytes() for file in [path / FILE, *(path / "figures").iterdir()]}
+    # All images by number, and the own attack by name, are the same evaluation.
+    evaluate_run(path, [ATTACKS["digits-linf"]], images=len(load("digits", "test")), device="cpu")
+    assert not (path / CUSTOM).exists()
+    for options in ({"images": 40}, {"attacks": QUICK}, {"checkpoint": "best"}):
+        capsys.readouterr()
+        document = evaluate_run(path, **options, device="cpu")
+        assert f"written: {path / CUSTOM} (not the data set's own evaluation" in capsys.readouterr().out
+        assert read(path / CUSTOM) == document
+        assert {file: file.read_bytes() for file in kept} == kept
+
+
 def test_several_attacks_and_fewer_images(train):
     path = train("digits-aatpp")
     attacks = [*QUICK, dataclasses.replace(ATTACKS["mnist-l2"], strength=QUICK[0].strength)]
@@ -181,7 +199,7 @@ def test_evaluation_changes_nothing_but_its_own_files(train):
 
 def test_tables_are_printed(train, capsys):
     path = train("digits-aatpp")
-    evaluate_run(path, QUICK, images=40, device="cpu")
+    evaluate_run(path, QUICK, images=40, device="cpu", file=FILE)
     printed = capsys.readouterr().out
     assert "digits, 40 test images (percent)" in printed
     assert "Detection: R and N disagree" in printed
@@ -190,7 +208,7 @@ def test_tables_are_printed(train, capsys):
 
 def test_kept_numbers_survive_a_failing_evaluation(train, monkeypatch):
     path = train("digits-aatpp")
-    evaluate_run(path, QUICK, images=40, device="cpu", console=quiet())
+    evaluate_run(path, QUICK, images=40, device="cpu", console=quiet(), file=FILE)
     before = (path / FILE).read_bytes()
 
     def fail(*_, **__):
@@ -198,9 +216,9 @@ def test_kept_numbers_survive_a_failing_evaluation(train, monkeypatch):
 
     monkeypatch.setattr(PGD, "__call__", fail)
     with pytest.raises(RuntimeError, match="no more"):
-        evaluate_run(path, QUICK, images=30, device="cpu", console=quiet())
+        evaluate_run(path, QUICK, images=30, device="cpu", console=quiet(), file=FILE)
     assert (path / FILE).read_bytes() == before
-    assert [file.name for file in (path / "evaluation").iterdir()] == ["aat.json"]
+    assert {file.name for file in (path / "evaluation").iterdir()} <= {FILE.name, CUSTOM.name}
     assert json.loads(before)["images"] == 40
 
 

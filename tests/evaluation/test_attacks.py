@@ -92,7 +92,8 @@ def test_changed_fields_make_one_custom_attack():
         (["cifar-l2", "cifar-linf"], {"eps": 0.1}, "eps: changes one attack, but 2 are named"),
         (["cifar-linf"], {"eps": 8.0}, "8/255"),
         ([], {"steps": 0}, "steps"),
-        ([], {"restarts": 0}, "restarts is 0"),
+        ([], {"restarts": 0}, "--attack.restarts is 0"),
+        ([], {"restarts": 2, "random_start": "none"}, "every start would be the image itself"),
     ],
 )
 def test_mistakes_are_one_line(names, changes, words):
