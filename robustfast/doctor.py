@@ -8,10 +8,16 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+import torch
+
+from robustfast import __version__
+from robustfast.ops import backends
+from robustfast.ops.backend import active_backend, unusable
 
 __all__ = ["Finding", "findings", "main", "report"]
 
@@ -20,6 +26,10 @@ APEX = (
     "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation git+https://github.com/NVIDIA/apex"
     " (never `pip install apex`: that name on PyPI is another project)"
 )
+USAGE = """usage: python -m robustfast.doctor
+
+Prints which backends each op has here and which packages and tools were found; for what is missing, why, and the
+command that mends it. The exit code is 2 where ROBUSTFAST_BACKEND names a backend that cannot run."""
 TRAINING = ("matplotlib", "rich", "safetensors", "scikit-learn", "scipy", "tensorboard", "tyro")
 
 
@@ -43,12 +53,12 @@ class Finding:
 
 
 def findings() -> list[Finding]:
-    """Look at packages, compilers and devices. Imports torch where there is one, and none of the others."""
+    """Look at packages, compilers and devices. Of the packages, torch alone is imported."""
     return [*_packages(), *_machine()]
 
 
 def _packages() -> Iterator[Finding]:
-    yield _package("torch", "torch", "everything", "pip install torch==2.13.0")
+    yield Finding("torch", "everything", torch.__version__)
     for name in TRAINING:
         module = {"scikit-learn": "sklearn"}.get(name, name)
         yield _package(
@@ -57,7 +67,7 @@ def _packages() -> Iterator[Finding]:
     linux = sys.platform == "linux"
     elsewhere = "" if linux else f"there is no build of it for {platform.system()}"
     yield _package("triton", "triton", "Triton kernels", "pip install 'triton>=3.6'", elsewhere)
-    cuda = "120" if (_torch_cuda() or "").startswith("12.") else "130"
+    cuda = "120" if (torch.version.cuda or "").startswith("12.") else "130"
     mend = f"pip install nvidia-dali-cuda{cuda}"
     yield _package(
         f"nvidia-dali-cuda{cuda}", "nvidia.dali", "no part of this version needs it", mend, elsewhere
@@ -114,7 +124,7 @@ def _nvcc() -> Finding:
     purpose = "builds the CUDA kernels"
     home = next(filter(None, map(os.environ.get, ("CUDA_HOME", "CUDA_PATH"))), "/usr/local/cuda")
     nvcc = shutil.which("nvcc") or shutil.which(str(Path(home, "bin", "nvcc")))
-    version = _torch_cuda()
+    version = torch.version.cuda
     if nvcc is None:
         mend = f"install the CUDA toolkit {version or '13.0'}, export CUDA_HOME to its folder, then {REBUILD}"
         return Finding("nvcc", purpose, None, "neither on PATH nor under CUDA_HOME", mend)
@@ -124,10 +134,6 @@ def _nvcc() -> Finding:
 
 def _device() -> Finding:
     name, purpose = "CUDA device", "the cuda and triton backends"
-    if not _has("torch"):
-        return Finding(name, purpose, None, "torch is not installed", "pip install torch==2.13.0")
-    import torch
-
     if not torch.backends.cuda.is_built():
         why = f"torch {torch.__version__} is built without CUDA"
         mend = "on a machine with an NVIDIA GPU: pip install --force-reinstall torch==2.13.0"
@@ -140,15 +146,6 @@ def _device() -> Finding:
     return Finding(name, purpose, "; ".join(f"{d.name}, sm_{d.major}{d.minor}" for d in devices))
 
 
-def _torch_cuda() -> str | None:
-    """The CUDA version that the installed torch is built for."""
-    if not _has("torch"):
-        return None
-    import torch
-
-    return torch.version.cuda
-
-
 def _first_line(*command: str, containing: str = "") -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = (result.stdout or result.stderr).splitlines()
@@ -158,22 +155,20 @@ def _first_line(*command: str, containing: str = "") -> str:
 def report() -> str:
     """The whole report as text."""
     blocks = [f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
-    blocks += _ops() if _has("torch") else ["ops: none can run, torch is not installed"]
+    blocks += _ops()
     blocks.append(_table("packages and tools", findings()))
     return "\n\n".join(blocks)
 
 
 def _ops() -> list[str]:
-    from robustfast import __version__
-    from robustfast.ops import backends
-    from robustfast.ops.backend import active_backend, unusable
-
     table = backends()
     names = list(next(iter(table.values())))
     width = max(map(len, table)) + 2
     lines = [f"ops of robustfast {__version__}; backend in force: {active_backend()}"]
     if reason := unusable(active_backend()):
-        lines.append(f"  ROBUSTFAST_BACKEND={active_backend()}: {reason}; every op will refuse to run, unset it")
+        lines.append(
+            f"  ROBUSTFAST_BACKEND={active_backend()}: {reason}; every op will refuse to run, unset it"
+        )
     lines.append("  " + "".ljust(width) + "".join(name.ljust(11) for name in names))
     reasons: dict[tuple[str, str], list[str]] = {}
     for op, states in table.items():
@@ -198,13 +193,20 @@ def _table(title: str, rows: list[Finding]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Print the report and return the exit code: 2, with one line on stderr, where ROBUSTFAST_BACKEND is unusable."""
-    print(report(), flush=True)
-    if not _has("torch"):
-        return 0
-    from robustfast.ops.backend import active_backend, unusable
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report and return the exit code: 2, with one line on stderr, where ROBUSTFAST_BACKEND is unusable.
 
+    Args:
+        argv: arguments after the program's name: none, or ``--help``. None takes `sys.argv`.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments in (["--help"], ["-h"]):
+        print(USAGE)
+        return 0
+    if arguments:
+        print(f"error: doctor takes no arguments, got {' '.join(arguments)}", file=sys.stderr)
+        return 2
+    print(report(), flush=True)
     if reason := unusable(active_backend()):
         print(f"error: ROBUSTFAST_BACKEND={active_backend()}: {reason}", file=sys.stderr)
         return 2

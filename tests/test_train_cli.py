@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from robustfast import train
 from robustfast.command_line import main_wrapper, number, parse
 from robustfast.data import Dataset, load
 from robustfast.errors import UserError
+from robustfast.ops import backend
 from robustfast.training import fit as fit_module
 from robustfast.training.held_out import spread
 from robustfast.training.run_folder import RunFolder
@@ -34,8 +36,8 @@ QUICK = [
 def _few_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """64 images, so that a run takes a fraction of a second; and runs/ in a folder of the test."""
 
-    def few(name: str, split: str, data_dir: Path | None = None) -> Dataset:
-        return spread(load(name, split, data_dir), 64)
+    def few(name: str, split: str, data_dir: Path | None = None, *, image_size: int | None = None) -> Dataset:
+        return spread(load(name, split, data_dir, image_size=image_size), 64)
 
     monkeypatch.setattr(fit_module, "load", few)
     monkeypatch.chdir(tmp_path)
@@ -89,6 +91,59 @@ def test_evaluates_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [((Path("here"),), {"device": "cpu", "data_dir": None})]
 
 
+@pytest.mark.parametrize(
+    ("flags", "environment", "expected"),
+    [
+        (["--backend", "reference"], "auto", "reference"),
+        ([], "reference", "reference"),
+        ([], "auto", "auto"),
+    ],
+)
+def test_the_backend_reaches_training_and_the_evaluation_that_ends_it(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], environment: str, expected: str
+) -> None:
+    seen = []
+    step = fit_module.Engine.step
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append(backend.active_backend())
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(fit_module.Engine, "step", spy)
+    monkeypatch.setattr(
+        "robustfast.evaluation.aat.evaluate_run", lambda *_, **__: seen.append(backend.active_backend())
+    )
+    # What the environment variable sets when the package is imported.
+    monkeypatch.setattr(backend, "_active", environment)
+    argv = [flag for flag in QUICK if flag != "--no-evaluate"]
+    assert main_wrapper(train.main, ["digits-st", *argv, *flags]) == 0
+    assert seen == [expected] * 3
+
+
+@pytest.mark.parametrize("value", ["bogus", "cuda"])
+@pytest.mark.parametrize(
+    "command", ["train digits-st", "evaluate run", "reproduce aat-table3 --dry-run", "doctor"]
+)
+def test_a_bad_backend_in_the_environment_is_one_line(command: str, value: str) -> None:
+    if value == "cuda" and torch.cuda.is_available():
+        pytest.skip("CUDA is here")
+    if command.startswith("evaluate"):
+        assert main_wrapper(train.main, ["digits-st", *QUICK, "--out", "run"]) == 0
+    done = subprocess.run(
+        [sys.executable, "-m", *f"robustfast.{command}".split()],
+        env={**os.environ, "ROBUSTFAST_BACKEND": value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    reason = "unknown backend 'bogus'" if value == "bogus" else "backend 'cuda' cannot run here"
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: ROBUSTFAST_BACKEND={value}: {reason}")
+    assert done.stderr.count("\n") == 1
+    # The doctor's report says it too, and says all the rest.
+    assert (f"ROBUSTFAST_BACKEND={value}: {reason}" in done.stdout) == (command == "doctor")
+
+
 def test_flags_of_every_kind() -> None:
     argv = (
         "--objective.terms st,as --no-augment --channels-last --lr 1/8 --schedule multistep --milestones 3,5"
@@ -130,7 +185,7 @@ def test_unknown_preset(refuse: Refuse) -> None:
 
 def test_eps_of_another_scale(refuse: Refuse) -> None:
     line = refuse(["digits-st", "--attack.eps", "8"])
-    assert "eps" in line
+    assert line.startswith("error: --attack.eps is 8.0, expected")
     assert "8/255" in line
 
 
@@ -144,7 +199,7 @@ def test_eps_of_another_scale(refuse: Refuse) -> None:
         ("--epohcs 3", "--epohcs"),
         ("--epochs 0", "--epochs 0: expected at least 1"),
         ("--lr", "--lr"),
-        ("--objective.terms st,xx", "expected one or more of st, as, ar, an"),
+        ("--objective.terms st,xx", "--objective.terms st,xx: expected one or more of st, as, ar, an"),
         ("--backend metal", "--backend"),
         ("--model resnet", "unknown model 'resnet'"),
         (
@@ -153,7 +208,8 @@ def test_eps_of_another_scale(refuse: Refuse) -> None:
         ),
         ("--dataset cifar11", "did you mean 'cifar1"),
         ("--dataset mnist --data-dir nowhere", "nowhere"),
-        ("--dataset digits --augment", "augment"),
+        ("--dataset digits --augment", "turn it off with --no-augment"),
+        ("--image-size 8", "--image-size 8 is for image_folder"),
         ("--engine graph", "--engine graph"),
     ],
 )
@@ -182,10 +238,10 @@ def test_out_in_use(refuse: Refuse) -> None:
     assert "continue its run with --resume run" in refuse(["digits-st", *QUICK, "--out", "run"])
 
 
-def test_nan_loss(refuse: Refuse) -> None:
-    line = refuse(
-        ["digits-st", *QUICK, "--epochs", "4", "--lr", "1e30", "--schedule", "multistep", "--out", "run"]
-    )
+@pytest.mark.parametrize("method", ["st", "at", "trades", "aat", "aatpp"])
+def test_nan_loss(refuse: Refuse, method: str) -> None:
+    flags = "--epochs 4 --lr 1e30 --schedule multistep --out run"
+    line = refuse([f"digits-{method}", *QUICK, *flags.split()])
     assert "in epoch 1, step 2" in line
     assert "indices" in line
     assert "nonfinite.pt" in line
