@@ -110,3 +110,31 @@ def test_the_command_prints_it_and_ends_well() -> None:
     assert result.returncode == 0, result.stderr
     assert "backend in force: reference" in result.stdout
     assert all(op in result.stdout for op in OPS)
+
+
+def test_help_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: python -m robustfast.doctor\n")
+
+
+def test_an_argument_is_refused_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--foo", "bar"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: doctor takes no arguments, got --foo bar\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a CUDA device")
+def test_a_missing_cuda_backend_comes_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason() -> str:
+        (one,) = {states["cuda"] for states in backends().values()}
+        assert one
+        return one
+
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert f"pip install --force-reinstall torch=={torch.__version__.partition('+')[0]}" in reason()
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr("robustfast.ops.backend._LIBRARY_MISSING", None)
+    monkeypatch.setattr("robustfast.ops.backend._has_kernel", lambda name, key: key == "CPU")
+    assert reason().endswith("CUDA_HOME=/usr/local/cuda pip install --no-build-isolation --no-deps -e .")
+    monkeypatch.setattr("robustfast.ops.backend._has_kernel", lambda name, key: True)
+    assert reason().endswith("run: nvidia-smi")

@@ -163,15 +163,19 @@ def _missing(name: str, backend: str) -> str | None:
     if backend == "cpp":
         if _LIBRARY_MISSING or _has_kernel(name, "CPU"):
             return _LIBRARY_MISSING
-        return f"robustfast/_C.so holds no CPU kernel for {name}; it is older than the sources, rebuild it"
+        return f"robustfast/_C.so holds no CPU kernel for {name}; it is older than the sources, rebuild it: {_BUILD}"
     if backend == "cuda":
         if not torch.backends.cuda.is_built():
-            return f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
+            version = torch.__version__.partition("+")[0]
+            return (
+                f"torch {torch.__version__} is built without CUDA; where there is an NVIDIA GPU, take a CUDA build "
+                f"(pytorch.org/get-started), on Linux: pip install --force-reinstall torch=={version}"
+            )
         if _LIBRARY_MISSING:
             return _LIBRARY_MISSING
         if not _has_kernel(name, "CUDA"):
-            return "robustfast/_C.so is built without CUDA; rebuild it with nvcc on PATH and CUDA_HOME set"
-        return None if torch.cuda.is_available() else "no CUDA device is visible; check nvidia-smi"
+            return f"robustfast/_C.so is built without CUDA; rebuild it: CUDA_HOME=/usr/local/cuda {_BUILD}"
+        return None if torch.cuda.is_available() else "no CUDA device is visible; run: nvidia-smi"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; run: pip install triton"
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
