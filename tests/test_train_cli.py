@@ -144,6 +144,22 @@ def test_a_bad_backend_in_the_environment_is_one_line(command: str, value: str) 
     assert (f"ROBUSTFAST_BACKEND={value}: {reason}" in done.stdout) == (command == "doctor")
 
 
+def test_image_size_reaches_training_and_evaluation(refuse: Refuse) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for split in ("train", "test"):
+        for shade, name in enumerate(("dark", "light")):
+            folder = Path("images", split, name)
+            folder.mkdir(parents=True)
+            for side in (9, 12):
+                image.new("L", (side, side), 60 + 120 * shade).save(folder / f"{side}.png")
+    flags = "--dataset image_folder --data-dir images --batch-size 2 --no-augment"
+    argv = ["digits-st", *(flag for flag in QUICK if flag != "--no-evaluate"), *flags.split()]
+    assert "or give --image-size" in refuse([*argv, "--out", "run"])
+    assert main_wrapper(train.main, [*argv, "--image-size", "8", "--out", "run"]) == 0
+    assert json.loads(Path("run/evaluation/aat.json").read_text())["images"] == 4
+    assert "--image-size 6 (was 8)" in refuse(["--resume", "run", "--image-size", "6"])
+
+
 def test_flags_of_every_kind() -> None:
     argv = (
         "--objective.terms st,as --no-augment --channels-last --lr 1/8 --schedule multistep --milestones 3,5"
