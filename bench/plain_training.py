@@ -24,7 +24,7 @@ def uniform_start(way: str, x: Tensor, y: Tensor, eps: float) -> Tensor:
 
 
 class PlainTraining:
-    """`loss, images = PlainTraining(model, attack).METHOD(x, y)`, METHOD in st, at, trades, aat, aatpp.
+    """`loss, images = PlainTraining(model, attack).METHOD(x, y)`, METHOD in st, adversarial, at, trades, aat, aatpp.
 
     The caller clears gradients, calls backward on the loss and steps.
 
@@ -72,6 +72,11 @@ class PlainTraining:
 
     def st(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         return F.cross_entropy(self.way("n", x), y), []
+
+    def adversarial(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """AT on attacked images alone, as Madry et al. 2018 have it."""
+        x_adv, _ = self.fooling("r", x, y)
+        return F.cross_entropy(self.way("r", x_adv), y), [x_adv]
 
     def at(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         x_adv, _ = self.fooling("r", x, y)
