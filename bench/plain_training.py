@@ -1,4 +1,4 @@
-"""Training steps as people write them: the plainest PyTorch, which the tests check ours against and benchmarks time.
+"""Training steps as people write them: the plainest PyTorch, which benchmarks check ours against and time beside it.
 
 What costs here and not in ours: an attack calls backward, which makes weight gradients and throws them away; every way
 of the three-way model runs its encoders again; zeros are written out and multiplied; losses pick their samples by
@@ -31,7 +31,7 @@ class PlainTraining:
     Args:
         model: its encoders and head are called by hand; the ways are assembled here.
         strength: eps, step size and steps of the attack (linf).
-        start: (way, x, y, eps) -> where an attack starts; tests give the draws that ours makes.
+        start: (way, x, y, eps) -> where an attack starts; a check gives the draws that ours makes.
     """
 
     def __init__(
