@@ -82,7 +82,8 @@ def stages(out: Path) -> dict[str, Stage]:
         "--device",
         "cuda",
         "--out",
-        str(out / "digits"),
+        # A run folder is never written over; each run of this script trains into one of its own.
+        str(out / time.strftime("digits-%Y%m%d-%H%M%S")),
     ]
     return {
         # Installed, not only built: robustfast.kernels is found through the install alone. Nothing is downloaded.
@@ -115,12 +116,13 @@ def run(stage: Stage, environment: dict[str, str], log: Path) -> Outcome:
                 ).returncode
             except subprocess.TimeoutExpired:
                 code = None
-        lines = log.read_text(errors="replace").splitlines()[-40:]
+        # The report is kept with the results: nothing in it names this machine's folders.
+        lines = log.read_text(errors="replace").replace(str(ROOT), ".").splitlines()[-40:]
         seconds = time.monotonic() - start
         if code is None:
-            return Outcome("timed out", seconds, f"after {stage.limit} s: {' '.join(command)}", lines)
+            return Outcome("timed out", seconds, f"after {stage.limit} s: {' '.join(command[1:])}", lines)
         if code:
-            return Outcome("failed", seconds, f"exit code {code}: {' '.join(command)}", lines)
+            return Outcome("failed", seconds, f"exit code {code}: {' '.join(command[1:])}", lines)
     return Outcome("passed", time.monotonic() - start, tail=lines)
 
 
