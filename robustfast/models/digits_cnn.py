@@ -21,9 +21,9 @@ class DigitsCNN(nn.Module):
         ValueError: from `forward`, for images that are not 8x8.
     """
 
-    # Of eight such networks the one with the best robust accuracy for its CPU time: trained by AAT++ (40 epochs,
-    # linf 0.1), h_r keeps 88.6 to 89.7 % under PGD-20 over three seeds. A third convolution, with the stride on
-    # the second, keeps 88.9 % and costs 1.5 times as much; half the channels in the first keep 87.2 % at 0.8.
+    # Of eight such networks, compared on seed 0 and these held-out images, the one with the best robust accuracy for
+    # its CPU time: a third convolution gained 0.3 points for 1.5 times the time, half the channels in the first lost
+    # 1.4 points for 0.8 of it. Over three seeds h_r keeps 88.3 to 89.1 % (bench/results/runs/digits-aatpp-*.json).
     features = 128
 
     def __init__(self, *, in_channels: int = 1) -> None:
