@@ -29,11 +29,13 @@ class Batch(NamedTuple):
         x: float32 [B, C, H, W] in [0, 1].
         y: int64 [B], the labels.
         index: int64 [B], the position of each sample in the data set, which keys its random draws.
+        share: part of the batch of all processes that this is, by number of images: the weight of its mean loss.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
+    share: float = 1.0
 
 
 class Feed:

@@ -76,7 +76,7 @@ def predict(
     zero = {name: dict.fromkeys(ways, 0) for name in attacks}
     nonfinite = {name: dict.fromkeys(ways, 0) for name in attacks}
     with eval_mode(model):
-        for x, y, index in batches:
+        for x, y, index, *_ in batches:
             labels.append(y)
             natural.append(_labels(model, x, ways))
             for name, attack in attacks.items():

@@ -16,7 +16,7 @@ from robustfast.registry import lookup
 __all__ = ["MAY_CHANGE", "TrainConfig", "differences", "from_json", "to_json"]
 
 # What a resumed run may do otherwise than before: where it runs and how often it saves, never what it computes.
-MAY_CHANGE = frozenset({"checkpoint_steps", "data_dir", "device", "tensorboard"})
+MAY_CHANGE = frozenset({"checkpoint_steps", "data_dir", "device", "loader", "tensorboard"})
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,47 @@ class TrainConfig:
     """Learning rate: the first of `multistep`, the highest of `onecycle`."""
     weight_decay: float
     """L2 penalty, added to every gradient."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: weight decay joins the gradient. adamw: weight decay apart from it."""
+    optimizer_impl: Literal["auto", "torch", "apex"] = "auto"
+    """Whose fused optimizer: torch's own, or NVIDIA apex's where its compiled modules are; auto is torch."""
     momentum: float = 0.9
     """Momentum of SGD."""
-    schedule: Literal["multistep", "onecycle"] = "multistep"
-    """multistep: a tenth after each milestone. onecycle: up and down along cosines, step by step."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two running means."""
+    schedule: Literal["multistep", "onecycle", "cosine", "constant"] = "multistep"
+    """multistep: a tenth after each milestone. onecycle: up and down along cosines. cosine: down to 0 along one."""
     milestones: tuple[int, ...] = ()
     """Epochs after which `multistep` divides the learning rate by ten."""
+    warmup: float = 0.0
+    """Epochs over which the learning rate grows linearly from 0 to where the schedule is."""
+    clip_norm: float = 0.0
+    """Scale the gradient of each step down to this l2 norm where it is longer; 0: never."""
+    clip_value: float = 0.0
+    """Clip each entry of the gradient to this magnitude; 0: never."""
+    accumulate: int = 1
+    """Parts in which each batch is computed one after the other, to save memory; the gradients add up."""
+    average: Literal["none", "ema", "swa"] = "none"
+    """Average of the weights over the steps, which is then what is checked and evaluated: exponential (ema) or, from
+    `swa_start` on, plain (swa)."""
+    ema_decay: float = 0.999
+    """Weight of the past in each step of the exponential average."""
+    swa_start: float = 0.75
+    """Share of the training after which the plain average begins."""
+    early_stop: int = 0
+    """Stop after so many checks without a better robust accuracy on held-out training images; 0: never."""
+    hold_out: int = 0
+    """Training images never trained on, which the checks use instead of test images; 0: none."""
     augment: bool = False
-    """Crop at random from the image padded by 4, and mirror half of them."""
+    """Crop at random, and mirror half of the images left to right."""
+    crop: Literal["pad", "resized"] = "pad"
+    """pad: shifted by up to 4 pixels over a black frame. resized: part of an image file, 8 to 100 % of its area, resized."""
+    rand_augment: bool = False
+    """RandAugment with two operations, then a grey square of 16 pixels (FixMatch's pool)."""
+    loader: Literal["auto", "resident", "dali", "torch"] = "auto"
+    """What serves the images: all of them on the device, NVIDIA DALI, or PyTorch's DataLoader."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of convolutions and matrix products; images, batch-norm statistics, losses, weights stay float32."""
     channels_last: bool = False
@@ -63,6 +96,10 @@ class TrainConfig:
     """Which implementation of the fused ops; auto takes the fastest for the device."""
     engine: Literal["auto", "eager", "compile", "graph"] = "auto"
     """How the attack loop runs: eagerly, compiled, or as one CUDA graph."""
+    whole_step: Literal["eager", "graph"] = "eager"
+    """graph: attack, training passes and optimizer as one CUDA graph."""
+    batch_norm: Literal["local", "sync"] = "local"
+    """With several processes: statistics of each one's part of the batch, or of the whole batch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU where there is one."""
     threads: int = 0

@@ -79,7 +79,7 @@ class HeldOutCheck:
         adversarial = dict.fromkeys(self.attack.ways, zero)
         images = 0
         with eval_mode(self.model), self.precision.autocast():
-            for x, y, index in self.feed.batches(0):
+            for x, y, index, _ in self.feed.batches(0):
                 images += len(y)
                 attacked = self.attack(x, y, index, epoch=epoch)
                 with torch.no_grad():

@@ -29,7 +29,7 @@ def toy(samples=37, channels=3, height=7, width=9, scale=255.0, **fields) -> Dat
 
 def epoch_of(feed: Feed, epoch: int, start: int = 0):
     """Return x, y, index of the whole epoch, the batches joined."""
-    x, y, index = zip(*feed.batches(epoch, start), strict=True)
+    x, y, index, _ = zip(*feed.batches(epoch, start), strict=True)
     return torch.cat(x), torch.cat(y), torch.cat(index)
 
 

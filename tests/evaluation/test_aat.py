@@ -119,7 +119,7 @@ def test_numbers_stand_up_to_a_second_computation(train):
     document = evaluate_run(path, QUICK, device="cpu", console=quiet())
     model = load_run(path, device="cpu").model
     feed = Feed(load("digits", "test"), 480, seed=0, shuffle=False)
-    ((x, y, index),) = feed.batches(0)
+    ((x, y, index, _),) = feed.batches(0)
     for way in "srn":
         attack = PGD(
             model.way(way),
