@@ -83,7 +83,7 @@ class TrainConfig:
     augment: bool = False
     """Crop at random, and mirror half of the images left to right."""
     crop: Literal["pad", "resized"] = "pad"
-    """pad: shifted by up to 4 pixels over a black frame. resized: part of an image file, 8 to 100 % of its area, resized."""
+    """pad: shifted by up to 4 pixels over a black frame. resized: part of an image file, 8 to 100 % of its area."""
     rand_augment: bool = False
     """RandAugment with two operations, then a grey square of 16 pixels (FixMatch's pool)."""
     loader: Literal["auto", "resident", "dali", "torch"] = "auto"

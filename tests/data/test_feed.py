@@ -123,7 +123,7 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one(start, drop_last):
     rest = list(feed.batches(3, start=start))
     assert len(rest) == len(feed) - start
     for one, other in zip(whole[start:], rest, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
 
 
 def test_skipped_batches_are_not_computed(monkeypatch):
