@@ -1,4 +1,4 @@
-"""Data sets: `load` reads any of the formats into a uint8 `Dataset`, and `Feed` serves it in batches."""
+"""Data sets: `load` reads any of the formats into a uint8 `Dataset`, and `feed` serves it in batches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import MappingProxyType
 from robustfast.data import digits, fashion_mnist, image_folder, mnist, svhn
 from robustfast.data.cifar import load_cifar10, load_cifar100
 from robustfast.data.dataset import SPLITS, Dataset
-from robustfast.data.feed import Batch, Feed
+from robustfast.data.feed import Batch, Feed, feed
 from robustfast.errors import UserError
 from robustfast.registry import lookup
 
-__all__ = ["DATASETS", "SPLITS", "Batch", "Dataset", "Feed", "load"]
+__all__ = ["DATASETS", "SPLITS", "Batch", "Dataset", "Feed", "feed", "load"]
 
 DATASETS: Mapping[str, Callable[[str, str | Path | None], Dataset]] = MappingProxyType(
     {

@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 import robustfast
-from robustfast.data import Feed, load
+from robustfast.data import feed, load
 from robustfast.errors import UserError
 from robustfast.evaluation.attacks import EvaluationAttack, attacks_for
 from robustfast.evaluation.curves import held_out_curves
@@ -83,13 +83,14 @@ def evaluate_run(
     if images is not None and not 1 <= images <= len(split):
         raise UserError(f"--images {images}: expected 1 to {len(split)}, the test images of {config.dataset}")
     chosen = spread(split, len(split) if images is None else images)
-    feed = Feed(
+    source = feed(
         chosen,
         config.batch_size if batch_size is None else batch_size,
         seed=config.seed,
         device=target,
         channels_last=config.channels_last,
         shuffle=False,
+        say=None,
     )
     own = attacks_for(config.dataset)
     attacks = tuple(attacks) or own
@@ -98,7 +99,7 @@ def evaluate_run(
         file = FILE if whole else CUSTOM
     built = {attack.name: attack.build(run.model, ways) for attack in attacks}
     with cpu_threads(config.threads), _progress(len(chosen) * len(attacks), console) as advance:
-        predictions = predict(run.model, feed.batches(0), built, ways=ways, on_batch=advance)
+        predictions = predict(run.model, source.batches(0), built, ways=ways, on_batch=advance)
     natural, numbers = aat_numbers(predictions)
     header = {
         "protocol": "aat",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from robustfast.attacks import eval_mode
-from robustfast.data import Batch, Dataset, Feed, load
+from robustfast.data import Batch, Dataset, feed, load
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
 from robustfast.models.stored_state import fits_the_model
@@ -153,12 +153,15 @@ class Trainer:
         )
         self.objective.prepare(dataset)
         self.engine = Engine(self.objective, config, device)
-        self.feed = Feed(
+        self.feed = feed(
             dataset,
             config.batch_size,
             seed=config.seed,
             device=device,
+            loader=config.loader,
             augment=config.augment,
+            rand_augment=config.rand_augment,
+            crop=config.crop,
             channels_last=config.channels_last,
         )
         self.check = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustfast.attacks import ThreeWayPGD, eval_mode
-from robustfast.data import Dataset, Feed
+from robustfast.data import Dataset, feed
 from robustfast.models import ThreeWay
 from robustfast.seeds import derive
 from robustfast.training.config import TrainConfig
@@ -55,7 +55,7 @@ class HeldOutCheck:
         self.model = model
         self.ways = ways
         self.precision = precision
-        self.feed = Feed(
+        self.feed = feed(
             spread(dataset, config.validate_images),
             config.batch_size,
             seed=config.seed,
@@ -63,6 +63,7 @@ class HeldOutCheck:
             augment=False,
             channels_last=config.channels_last,
             shuffle=False,
+            say=None,
         )
         self.attack = ThreeWayPGD(
             model,

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from robustfast.attacks import PGD
-from robustfast.data import Feed, load
+from robustfast.data import feed, load
 from robustfast.errors import UserError
 from robustfast.evaluation.aat import CUSTOM, FILE, aat_numbers, evaluate_run
 from robustfast.evaluation.attacks import ATTACKS, attacks_for
@@ -118,8 +118,7 @@ def test_numbers_stand_up_to_a_second_computation(train):
     path = train("digits-aatpp")
     document = evaluate_run(path, QUICK, device="cpu", console=quiet())
     model = load_run(path, device="cpu").model
-    feed = Feed(load("digits", "test"), 480, seed=0, shuffle=False)
-    ((x, y, index, _),) = feed.batches(0)
+    ((x, y, index, _),) = feed(load("digits", "test"), 480, seed=0, shuffle=False).batches(0)
     for way in "srn":
         attack = PGD(
             model.way(way),

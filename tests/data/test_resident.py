@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustfast.data import Dataset, Feed
+from robustfast.data import Dataset, draws
+from robustfast.data.resident import ResidentFeed
 from robustfast.reference.philox import philox4x32
 from robustfast.seeds import derive
 
@@ -27,7 +28,7 @@ def toy(samples=37, channels=3, height=7, width=9, scale=255.0, **fields) -> Dat
     )
 
 
-def epoch_of(feed: Feed, epoch: int, start: int = 0):
+def epoch_of(feed: ResidentFeed, epoch: int, start: int = 0):
     """Return x, y, index of the whole epoch, the batches joined."""
     x, y, index, _ = zip(*feed.batches(epoch, start), strict=True)
     return torch.cat(x), torch.cat(y), torch.cat(index)
@@ -42,7 +43,7 @@ def epoch_of(feed: Feed, epoch: int, start: int = 0):
 @settings(max_examples=40, deadline=None)
 def test_each_image_comes_once_an_epoch_with_its_own_label(samples, batch_size, epoch, seed):
     dataset = toy(samples)
-    feed = Feed(dataset, batch_size, seed=seed)
+    feed = ResidentFeed(dataset, batch_size, seed=seed)
     sizes = [len(batch.index) for batch in feed.batches(epoch)]
     assert len(sizes) == len(feed)
     assert set(sizes[:-1]) <= {batch_size}
@@ -56,14 +57,14 @@ def test_each_image_comes_once_an_epoch_with_its_own_label(samples, batch_size, 
 @settings(max_examples=40, deadline=None)
 def test_order_crops_and_flips_do_not_depend_on_the_batch_size(sizes, epoch, last):
     first, second = (
-        epoch_of(Feed(toy(), size, seed=3, augment=True, channels_last=last), epoch) for size in sizes
+        epoch_of(ResidentFeed(toy(), size, seed=3, augment=True, channels_last=last), epoch) for size in sizes
     )
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_crops_and_flips_do_not_depend_on_the_order():
-    shuffled, _, index = epoch_of(Feed(toy(), 8, seed=3, augment=True), 5)
-    in_order, _, _ = epoch_of(Feed(toy(), 8, seed=3, augment=True, shuffle=False), 5)
+    shuffled, _, index = epoch_of(ResidentFeed(toy(), 8, seed=3, augment=True), 5)
+    in_order, _, _ = epoch_of(ResidentFeed(toy(), 8, seed=3, augment=True, shuffle=False), 5)
     assert torch.equal(shuffled, in_order[index])
 
 
@@ -72,7 +73,9 @@ def test_crops_and_flips_do_not_depend_on_the_order():
 def test_augmentation_image_by_image(channels, channels_last):
     dataset = toy(channels=channels)
     seed, epoch = 11, 4
-    x, _, index = epoch_of(Feed(dataset, 10, seed=seed, augment=True, channels_last=channels_last), epoch)
+    x, _, index = epoch_of(
+        ResidentFeed(dataset, 10, seed=seed, augment=True, channels_last=channels_last), epoch
+    )
     key = derive(seed, "augment", epoch)
     padded = np.pad(dataset.images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)))
     for image, sample in zip(x, index.tolist(), strict=True):
@@ -88,8 +91,7 @@ def test_augmentation_image_by_image(channels, channels_last):
 
 def test_crops_flips_and_order_are_uniform():
     samples = 20_000
-    feed = Feed(toy(samples, 1, 1, 1), 1000, seed=0, augment=True)
-    top, left, mirror = feed._crops(torch.arange(samples), 0)
+    top, left, mirror = draws.crops(torch.arange(samples), seed=0, epoch=0)
     # Five standard deviations of a count of `samples` draws with chance p.
     for offsets in (top, left):
         counts = offsets.bincount(minlength=9)
@@ -97,18 +99,18 @@ def test_crops_flips_and_order_are_uniform():
         assert (counts - samples / 9).abs().max() < 5 * (samples / 9 * 8 / 9) ** 0.5
     assert abs(int(mirror.sum()) - samples / 2) < 5 * (samples / 4) ** 0.5
     # A sample's place in the order has nothing to do with its number: correlation below 5 / sqrt(samples).
-    order = feed._order(torch.arange(samples), 0)
+    order = draws.order(samples, seed=0, epoch=0)
     pairs = torch.stack([torch.arange(samples), order]).double()
     assert abs(float(torch.corrcoef(pairs)[0, 1])) < 5 / samples**0.5
 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_same_seed_and_epoch_give_the_same_and_others_do_not(augment):
-    feed = Feed(toy(), 8, seed=0, augment=augment)
+    feed = ResidentFeed(toy(), 8, seed=0, augment=augment)
     x, _, index = epoch_of(feed, 0)
-    again, _, _ = epoch_of(Feed(toy(), 8, seed=0, augment=augment), 0)
+    again, _, _ = epoch_of(ResidentFeed(toy(), 8, seed=0, augment=augment), 0)
     assert torch.equal(x, again)
-    for other, epoch in ((feed, 1), (Feed(toy(), 8, seed=1, augment=augment), 0)):
+    for other, epoch in ((feed, 1), (ResidentFeed(toy(), 8, seed=1, augment=augment), 0)):
         other_x, _, other_index = epoch_of(other, epoch)
         assert not torch.equal(index, other_index)
         if augment:
@@ -118,7 +120,7 @@ def test_the_same_seed_and_epoch_give_the_same_and_others_do_not(augment):
 @given(start=st.integers(0, 8), drop_last=st.booleans())
 @settings(deadline=None)
 def test_a_resumed_epoch_is_the_rest_of_the_whole_one(start, drop_last):
-    feed = Feed(toy(40), 5, seed=2, augment=True, drop_last=drop_last)
+    feed = ResidentFeed(toy(40), 5, seed=2, augment=True, drop_last=drop_last)
     whole = list(feed.batches(3))
     rest = list(feed.batches(3, start=start))
     assert len(rest) == len(feed) - start
@@ -128,30 +130,30 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one(start, drop_last):
 
 def test_skipped_batches_are_not_computed(monkeypatch):
     computed = []
-    crop = Feed._crop
+    crop = ResidentFeed._crop
     monkeypatch.setattr(
-        Feed, "_crop", lambda self, index, *rest: computed.append(index) or crop(self, index, *rest)
+        ResidentFeed, "_crop", lambda self, index, *rest: computed.append(index) or crop(self, index, *rest)
     )
-    feed = Feed(toy(40), 5, seed=2, augment=True)
+    feed = ResidentFeed(toy(40), 5, seed=2, augment=True)
     assert len(list(feed.batches(0, start=6))) == len(computed) == 2
 
 
 def test_the_last_partial_batch_is_kept_or_dropped():
-    kept, dropped = Feed(toy(37), 10, seed=0), Feed(toy(37), 10, seed=0, drop_last=True)
+    kept, dropped = ResidentFeed(toy(37), 10, seed=0), ResidentFeed(toy(37), 10, seed=0, drop_last=True)
     assert [len(batch.x) for batch in kept.batches(0)] == [10, 10, 10, 7]
     assert [len(batch.x) for batch in dropped.batches(0)] == [10, 10, 10]
     assert (len(kept), len(dropped)) == (4, 3)
 
 
 def test_without_shuffle_the_order_is_the_data_sets():
-    _, _, index = epoch_of(Feed(toy(), 8, seed=0, shuffle=False), 7)
+    _, _, index = epoch_of(ResidentFeed(toy(), 8, seed=0, shuffle=False), 7)
     assert index.tolist() == list(range(37))
 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_memory_format_and_dtypes(augment):
     contiguous, last = (
-        next(iter(Feed(toy(), 8, seed=0, augment=augment, channels_last=flag).batches(0)))
+        next(iter(ResidentFeed(toy(), 8, seed=0, augment=augment, channels_last=flag).batches(0)))
         for flag in (False, True)
     )
     assert contiguous.x.is_contiguous()
@@ -166,7 +168,7 @@ def test_every_grey_level_is_the_rounded_quotient_and_the_scale_is_one(scale):
     dataset = Dataset(
         "toy", levels.to(torch.uint8)[:, None, None, None], torch.zeros_like(levels), ("a",), scale
     )
-    x, _, _ = epoch_of(Feed(dataset, 100, seed=0, shuffle=False), 0)
+    x, _, _ = epoch_of(ResidentFeed(dataset, 100, seed=0, shuffle=False), 0)
     assert torch.equal(x.flatten(), (levels.double() / scale).float())
     assert float(x.max()) == 1.0
 
@@ -176,17 +178,17 @@ def test_no_global_generator_is_read_or_set():
         return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())  # noqa: NPY002
 
     before = states()
-    first = epoch_of(Feed(toy(), 8, seed=0, augment=True), 0)
+    first = epoch_of(ResidentFeed(toy(), 8, seed=0, augment=True), 0)
     assert states() == before
     torch.manual_seed(99)
-    second = epoch_of(Feed(toy(), 8, seed=0, augment=True), 0)
+    second = epoch_of(ResidentFeed(toy(), 8, seed=0, augment=True), 0)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_the_data_set_is_left_as_it_was():
     dataset = toy()
     before = dataset.images.clone()
-    batch = next(Feed(dataset, 37, seed=0, shuffle=False).batches(0))
+    batch = next(ResidentFeed(dataset, 37, seed=0, shuffle=False).batches(0))
     batch.x.zero_()
     batch.y.fill_(2)
     batch.index.zero_()
@@ -196,12 +198,12 @@ def test_the_data_set_is_left_as_it_was():
 
 def test_bad_arguments(one_line_error):
     with one_line_error("batch size is 0"):
-        Feed(toy(), 0, seed=0)
+        ResidentFeed(toy(), 0, seed=0)
     with one_line_error("batch size of 38", "37 images"):
-        Feed(toy(), 38, seed=0, drop_last=True)
+        ResidentFeed(toy(), 38, seed=0, drop_last=True)
     with one_line_error("toy", "augmentation", "--no-augment"):
-        Feed(toy(augmentable=False), 8, seed=0, augment=True)
-    feed = Feed(toy(), 10, seed=0)
+        ResidentFeed(toy(augmentable=False), 8, seed=0, augment=True)
+    feed = ResidentFeed(toy(), 10, seed=0)
     for start in (-1, 5):
         with pytest.raises(ValueError, match=rf"start is {start}, expected 0\.\.4"):
             feed.batches(0, start=start)
@@ -215,7 +217,7 @@ def test_bad_arguments(one_line_error):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_gpu_gives_the_same_bits(channels_last):
     host, device = (
-        epoch_of(Feed(toy(), 8, seed=0, augment=True, channels_last=channels_last, device=device), 2)
+        epoch_of(ResidentFeed(toy(), 8, seed=0, augment=True, channels_last=channels_last, device=device), 2)
         for device in ("cpu", "cuda")
     )
     assert device[0].is_cuda
