@@ -1,4 +1,4 @@
-"""Data sets: `load` reads any of the formats into a uint8 `Dataset`, and `feed` serves it in batches."""
+"""Data sets: `load` reads any of the formats into a uint8 `Dataset` or `ImageFiles`, and `feed` serves it in batches."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from robustfast.data import digits, fashion_mnist, image_folder, mnist, svhn
 from robustfast.data.cifar import load_cifar10, load_cifar100
 from robustfast.data.dataset import SPLITS, Dataset
 from robustfast.data.feed import Batch, Feed, feed
+from robustfast.data.image_files import ImageFiles
 from robustfast.errors import UserError
 from robustfast.registry import lookup
 
-__all__ = ["DATASETS", "SPLITS", "Batch", "Dataset", "Feed", "feed", "load"]
+__all__ = ["DATASETS", "SPLITS", "Batch", "Dataset", "Feed", "ImageFiles", "feed", "load"]
 
-DATASETS: Mapping[str, Callable[[str, str | Path | None], Dataset]] = MappingProxyType(
+DATASETS: Mapping[str, Callable[[str, str | Path | None], Dataset | ImageFiles]] = MappingProxyType(
     {
         "digits": digits.load,
         "mnist": mnist.load,
@@ -30,8 +31,8 @@ DATASETS: Mapping[str, Callable[[str, str | Path | None], Dataset]] = MappingPro
 
 def load(
     name: str, split: str, data_dir: str | Path | None = None, *, image_size: int | None = None
-) -> Dataset:
-    """Load one split of a data set, checked.
+) -> Dataset | ImageFiles:
+    """Load one split of a data set, checked: arrays whole in memory, images on disk as their files.
 
     Args:
         name: one of `DATASETS`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -84,6 +84,10 @@ class Dataset:
     @property
     def width(self) -> int:
         return self.images.shape[3]
+
+    def take(self, indices: Tensor) -> Dataset:
+        """The samples at `indices` (int64 [M]), in that order, as the same kind of data set."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 def check_split(split: str) -> None:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from robustfast.data.dataset import Dataset, check_split, require
+from robustfast.data.dataset import check_split, require
+from robustfast.data.image_files import ImageFiles
 from robustfast.errors import UserError
 
-__all__ = ["load"]
+__all__ = ["class_folders", "class_images", "images_in", "load"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 FOLDERS = {"train": ("train",), "test": ("test", "val")}
 
 
-def load(split: str, data_dir: str | Path | None, *, image_size: int | None = None) -> Dataset:
-    """Return a folder's images, decoded once: uint8 [N, C, H, W], C = 1 where all of the split are grey, else 3.
+def load(split: str, data_dir: str | Path | None, *, image_size: int | None = None) -> ImageFiles:
+    """Return a folder's images, headers read: C = 1 where all of the split are grey, else 3.
 
     A class is a folder inside train; labels number them in the order of their names. The samples follow in the order
     of class, then file name. Where both test and val exist, test is taken. Names that start with a dot are no samples;
@@ -39,31 +39,72 @@ def load(split: str, data_dir: str | Path | None, *, image_size: int | None = No
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size {image_size}: expected at least 1 pixel")
     require("PIL", "Pillow", "image_folder")
-    from robustfast.data.image_file import GREY, decode, read_header
-
     root = _root(data_dir)
-    classes = tuple(folder.name for folder in _folders(root / "train"))
+    classes = tuple(folder.name for folder in class_folders(root / "train"))
     part = next((root / name for name in FOLDERS[split] if (root / name).is_dir()), None)
     if part is None:
         raise UserError(
             f"{root} has no folder test or val, expected one with the classes of {root / 'train'}"
         )
-    files, labels = _samples(part, classes)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        sizes, modes = zip(*pool.map(read_header, files), strict=True)
-        if image_size is None:
-            _check_one_size(files, sizes)
-        width, height = sizes[0] if image_size is None else (image_size, image_size)
-        channels = 1 if set(modes) <= set(GREY) else 3
-        images = np.empty((len(files), channels, height, width), np.uint8)
+    members: dict[int, list[Path]] = {}
+    for folder in class_folders(part):
+        if folder.name not in classes:
+            raise UserError(
+                f"{folder} is a class that train lacks, expected only {', '.join(classes)}; "
+                f"rename it, or add images of it to train"
+            )
+        members[classes.index(folder.name)] = images_in(folder)
+    files, labels = class_images(members)
+    images = ImageFiles("image_folder", files, labels, classes, image_size)
+    # Now rather than in the middle of a training: what cannot be read, and images that differ in size.
+    _ = images.sizes, images.height
+    return images
 
-        def fill(position: int) -> None:
-            images[position] = decode(files[position], channels, (width, height))
 
-        list(pool.map(fill, range(len(files))))
-    return Dataset(
-        name="image_folder", images=torch.from_numpy(images), labels=torch.tensor(labels), classes=classes
-    )
+def class_folders(folder: Path) -> list[Path]:
+    """Return the class folders of a split, in the order of their names.
+
+    Raises:
+        UserError: there are none, or files lie between them.
+    """
+    found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    strays = [entry for entry in found if not entry.is_dir()]
+    if strays:
+        raise UserError(
+            f"{strays[0]} is a file, expected only class folders in {folder}; move it into its class"
+        )
+    if not found:
+        raise UserError(f"{folder} is empty, expected a folder of images for each class")
+    return found
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files of one class, in the order of their names; those that start with a dot are none.
+
+    Raises:
+        UserError: there are none, or something else lies between them.
+    """
+    with os.scandir(
+        folder
+    ) as entries:  # asks the file system once for a folder, where Path asks for every file
+        members = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        for member in members:
+            if not member.is_file() or not member.name.lower().endswith(SUFFIXES):
+                raise UserError(
+                    f"{member.path} is no image, expected {', '.join(SUFFIXES)} files only; remove it"
+                )
+    if not members:
+        raise UserError(
+            f"{folder} has no images, expected {', '.join(SUFFIXES)} files; add some or remove it"
+        )
+    return [Path(member.path) for member in members]
+
+
+def class_images(members: Mapping[int, list[Path]]) -> tuple[tuple[Path, ...], torch.Tensor]:
+    """Return the files of each label one label after the other, and their labels, int64 [N]."""
+    files = tuple(file for label in sorted(members) for file in members[label])
+    counts = torch.tensor([len(members[label]) for label in sorted(members)])
+    return files, torch.tensor(sorted(members)).repeat_interleave(counts)
 
 
 def _root(data_dir: str | Path | None) -> Path:
@@ -79,50 +120,3 @@ def _root(data_dir: str | Path | None) -> Path:
         f"image_folder not found: expected train/CLASS/*.jpg (or .png) and test/CLASS or val/CLASS "
         f"in one of {places[0]}, {places[1]}; give their folder with --data-dir"
     )
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Return the class folders of a split, in the order of their names."""
-    found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    strays = [entry for entry in found if not entry.is_dir()]
-    if strays:
-        raise UserError(
-            f"{strays[0]} is a file, expected only class folders in {folder}; move it into its class"
-        )
-    if not found:
-        raise UserError(f"{folder} is empty, expected a folder of images for each class")
-    return found
-
-
-def _samples(part: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """Return the image files of a split and their labels."""
-    files: list[Path] = []
-    labels: list[int] = []
-    for folder in _folders(part):
-        if folder.name not in classes:
-            raise UserError(
-                f"{folder} is a class that train lacks, expected only {', '.join(classes)}; "
-                f"rename it, or add images of it to train"
-            )
-        members = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-        for member in members:
-            if not member.is_file() or member.suffix.lower() not in SUFFIXES:
-                raise UserError(f"{member} is no image, expected {', '.join(SUFFIXES)} files only; remove it")
-        if not members:
-            raise UserError(
-                f"{folder} has no images, expected {', '.join(SUFFIXES)} files; add some or remove it"
-            )
-        files += members
-        labels += [classes.index(folder.name)] * len(members)
-    return files, labels
-
-
-def _check_one_size(files: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> None:
-    differing = [position for position, size in enumerate(sizes) if size != sizes[0]]
-    if differing:
-        other = differing[0]
-        raise UserError(
-            f"the images differ in size: {files[0]} has {sizes[0][0]}x{sizes[0][1]} pixels, "
-            f"{files[other]} has {sizes[other][0]}x{sizes[other][1]} ({len(differing)} of {len(files)} differ from the "
-            f"first); resize them to one size or give --image-size"
-        )

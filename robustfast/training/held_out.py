@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from robustfast.attacks import ThreeWayPGD, eval_mode
 from robustfast.data import Dataset, feed
+from robustfast.data.image_files import ImageFiles
 from robustfast.models import ThreeWay
 from robustfast.seeds import derive
 from robustfast.training.config import TrainConfig
 from robustfast.training.precision import Precision
 
 __all__ = ["HeldOutCheck", "HeldOutResult", "spread"]
+
+Images = TypeVar("Images", Dataset, ImageFiles)
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,11 @@ class HeldOutCheck:
         )
 
 
-def spread(dataset: Dataset, images: int) -> Dataset:
+def spread(dataset: Images, images: int) -> Images:
     """At most `images` images at even distances: some data sets are sorted by class."""
     count = min(images, len(dataset))
     chosen = torch.arange(count) * len(dataset) // count
-    return replace(dataset, images=dataset.images[chosen], labels=dataset.labels[chosen])
+    return dataset.take(chosen)
 
 
 def _correct(logits: Tensor, y: Tensor) -> Tensor:

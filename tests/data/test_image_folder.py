@@ -36,8 +36,9 @@ def test_order_labels_and_pixels(root):
     assert train.classes == test.classes == ("ant", "cat")
     assert train.labels.tolist() == [0, 1, 1]
     assert test.labels.tolist() == [1]
-    assert train.images.shape == (3, 3, 4, 6)
-    for image, seed in zip(train.images, (2, 1, 0), strict=True):
+    images = train.decode().images
+    assert images.shape == (3, 3, 4, 6)
+    for image, seed in zip(images, (2, 1, 0), strict=True):
         expected = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
         assert torch.equal(image, torch.from_numpy(expected).permute(2, 0, 1))
 
@@ -60,17 +61,17 @@ def test_jpeg_files_decode_as_pillow_does(tmp_path):
     for name in ("a.jpg", "b.jpeg"):
         save(tmp_path / "train" / "cat" / name, 0, size=(16, 16))
     decoded = np.asarray(Image.open(tmp_path / "train" / "cat" / "b.jpeg"))
-    images = load("image_folder", "train", tmp_path).images
+    images = load("image_folder", "train", tmp_path).decode().images
     assert torch.equal(images[1], torch.from_numpy(decoded.copy()).permute(2, 0, 1))
 
 
 def test_grey_images_keep_one_channel_and_take_three_among_coloured_ones(tmp_path):
     grey = torch.from_numpy(save(tmp_path / "train" / "a" / "0.png", 0, mode="L"))
-    images = load("image_folder", "train", tmp_path).images
+    images = load("image_folder", "train", tmp_path).decode().images
     assert images.shape == (1, 1, 4, 6)
     assert torch.equal(images[0, 0], grey)
     save(tmp_path / "train" / "b" / "1.png", 1)
-    images = load("image_folder", "train", tmp_path).images
+    images = load("image_folder", "train", tmp_path).decode().images
     assert torch.equal(images[0], grey.expand(3, 4, 6))
 
 
@@ -89,7 +90,7 @@ def test_image_size_cuts_the_centre_and_resamples(tmp_path):
     (tmp_path / "train" / "a").mkdir(parents=True)
     Image.fromarray(pixels).save(tmp_path / "train" / "a" / "wide.png")
     Image.fromarray(pixels.transpose(1, 0, 2)).save(tmp_path / "train" / "a" / "tall.png")
-    images = load("image_folder", "train", tmp_path, image_size=4).images
+    images = load("image_folder", "train", tmp_path, image_size=4).decode().images
     assert images.shape == (2, 3, 4, 4)
     assert (images == 128).all()
 
@@ -106,7 +107,7 @@ def test_a_truncated_image(root, one_line_error, kept):
     content = path.read_bytes()
     path.write_bytes(content[: kept if kept > 1 else int(kept * len(content))])
     with one_line_error(path, f"{path.stat().st_size} bytes", "do not decode"):
-        load("image_folder", "train", root, image_size=4)
+        load("image_folder", "train", root, image_size=4).decode()
 
 
 @pytest.mark.parametrize(("mode", "shown"), [("RGBA", "RGBA"), ("LA", "LA"), ("I;16", "I;16")])
