@@ -2,6 +2,7 @@
 
 from robustfast.ops import (
     asymmetric_cross_entropy,
+    augment,
     backends,
     pgd_step,
     random_start,
@@ -12,6 +13,7 @@ from robustfast.ops import (
 __all__ = [
     "__version__",
     "asymmetric_cross_entropy",
+    "augment",
     "backends",
     "pgd_step",
     "random_start",

@@ -1,6 +1,7 @@
 """Fused ops: one public function each, on four backends that agree with the reference."""
 
 from robustfast.ops.asymmetric_cross_entropy import asymmetric_cross_entropy
+from robustfast.ops.augment import augment
 from robustfast.ops.backend import OPS, backends, prepare, use_backend
 from robustfast.ops.pgd_step import pgd_step
 from robustfast.ops.random_start import random_start
@@ -9,6 +10,7 @@ from robustfast.ops.three_way_head import three_way_head
 __all__ = [
     "OPS",
     "asymmetric_cross_entropy",
+    "augment",
     "backends",
     "pgd_step",
     "random_start",
