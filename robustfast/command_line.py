@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -15,7 +17,8 @@ from typing import Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from robustfast.errors import UserError
+from robustfast.errors import SaidElsewhereError, UserError
+from robustfast.signals import raised_on_sigterm, signal_behind
 
 __all__ = ["main_wrapper", "number", "parse"]
 
@@ -25,21 +28,28 @@ T = TypeVar("T")
 def main_wrapper(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    A `UserError` ends in ``error: MESSAGE`` on one line of stderr and code 2; Ctrl-C in one line and code 130. Any
-    other exception is a defect of the project and keeps its trace.
+    A `UserError` ends in ``error: MESSAGE`` on one line of stderr and code 2; SIGTERM and Ctrl-C in one line and 128
+    plus the signal's number. Of several processes one speaks. Any other exception is a defect of the project and keeps
+    its trace.
 
     Args:
         main: the command; takes the arguments after the program's name.
         argv: those arguments; None takes `sys.argv`.
     """
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        with raised_on_sigterm():
+            main(sys.argv[1:] if argv is None else argv)
+    except SaidElsewhereError:
+        return 2
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"interrupted{_one_line(f': {interrupt}') if interrupt.args else ''}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        number = signal_behind(stop)
+        if os.environ.get("RANK", "0") == "0":
+            then = f", {_one_line(str(stop))}" if stop.args else ""
+            print(f"stopped by {signal.Signals(number).name}{then}", file=sys.stderr)
+        return 128 + number
     return 0
 
 

@@ -1,8 +1,8 @@
-"""The one exception a user's mistake ends in."""
+"""The exception a user's mistake ends in, in one process or in several."""
 
 from __future__ import annotations
 
-__all__ = ["UserError"]
+__all__ = ["SaidElsewhereError", "UserError"]
 
 
 class UserError(ValueError):
@@ -10,3 +10,7 @@ class UserError(ValueError):
 
     The command line prints its message on one line and exits with code 2; library callers can catch it as `ValueError`.
     """
+
+
+class SaidElsewhereError(UserError):
+    """The `UserError` of another process of the run, which prints it: this one ends without a word."""

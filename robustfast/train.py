@@ -1,7 +1,9 @@
 """Train a model: ``python -m robustfast.train [PRESET] [--field value ...]``, ``--resume RUN`` to continue."""
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +11,16 @@ from typing import Annotated
 import tyro
 
 from robustfast.command_line import main_wrapper, parse
-from robustfast.errors import UserError
+from robustfast.distributed import World
+from robustfast.errors import SaidElsewhereError, UserError
 from robustfast.ops.backend import configured_backend
 from robustfast.registry import lookup
+from robustfast.signals import Stopped, signal_behind
 from robustfast.training.config import TrainConfig
 from robustfast.training.fit import fit, resume
 from robustfast.training.presets import DEFAULT, FAMILIES, METHODS, PRESETS
 from robustfast.training.run_folder import RunFolder
+from robustfast.training.together import together
 
 __all__ = ["main"]
 
@@ -39,6 +44,22 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: a mistake in the arguments, the data or the folders.
     """
+    arguments = _arguments(argv)
+    with World.joined(arguments.config.device) as world, ExitStack() as stack:
+        together(world, lambda: stack.enter_context(configured_backend(arguments.config.backend)))
+        _run(arguments, world)
+
+
+def _arguments(argv: Sequence[str]) -> Arguments:
+    """What the command line says; with ``--resume`` on top of what the run says."""
+    try:
+        return _parsed(argv)
+    except UserError as error:
+        # Each process of a machine reads the same line; they do not know each other yet.
+        raise SaidElsewhereError(str(error)) if os.environ.get("LOCAL_RANK", "0") != "0" else error from None
+
+
+def _parsed(argv: Sequence[str]) -> Arguments:
     name, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     default = lookup("preset", PRESETS, name or DEFAULT)
     if stored := _resumed(flags):
@@ -55,25 +76,33 @@ def main(argv: Sequence[str]) -> None:
         description=_description(default),
         default=Arguments(default),
     )
-    with configured_backend(arguments.config.backend):
-        _run(arguments)
+    if arguments.resume is not None and arguments.config.out not in (None, arguments.resume):
+        raise UserError(f"--out {arguments.config.out}: a resumed run stays in its folder; leave --out away")
+    return arguments
 
 
-def _run(arguments: Arguments) -> None:
+def _run(arguments: Arguments, world: World) -> None:
     if arguments.resume is None:
-        path = fit(arguments.config)
+        path = fit(arguments.config, world)
     else:
-        if arguments.config.out not in (None, arguments.resume):
-            raise UserError(
-                f"--out {arguments.config.out}: a resumed run stays in its folder; leave --out away"
-            )
-        path = resume(arguments.resume, arguments.config)
-    print(f"run folder: {path}\nevaluate it with: python -m robustfast.evaluate {path}", flush=True)
+        path = resume(arguments.resume, arguments.config, world)
+    evaluation = f"evaluate it with: python -m robustfast.evaluate {path}"
+    if world.writes:
+        print(f"run folder: {path}\n{evaluation}", flush=True)
     if arguments.evaluate:
-        # Imported here, so that training needs nothing of the evaluation until it ends.
-        from robustfast.evaluation.aat import evaluate_run
+        try:
+            _evaluate(path, arguments.config)
+        except KeyboardInterrupt as stop:
+            raise Stopped(signal_behind(stop), f"{path} is trained; {evaluation}") from None
 
-        evaluate_run(path, device=arguments.config.device, data_dir=arguments.config.data_dir)
+
+def _evaluate(path: Path, config: TrainConfig) -> None:
+    # Imported here, so that training needs nothing of the evaluation until it ends.
+    from robustfast.evaluation.aat import FILE, evaluate_run
+
+    # What early stopping selects on images of the training split is the run's result; its last epoch is not.
+    chosen = {"checkpoint": "best", "file": FILE} if config.early_stop else {}
+    evaluate_run(path, device=config.device, data_dir=config.data_dir, **chosen)
 
 
 def _resumed(flags: Sequence[str]) -> Path | None:

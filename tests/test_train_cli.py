@@ -19,6 +19,7 @@ from robustfast.data import Dataset, load
 from robustfast.errors import UserError
 from robustfast.ops import backend
 from robustfast.training import fit as fit_module
+from robustfast.training.engine import Engine
 from robustfast.training.held_out import spread
 from robustfast.training.run_folder import RunFolder
 
@@ -103,13 +104,13 @@ def test_the_backend_reaches_training_and_the_evaluation_that_ends_it(
     monkeypatch: pytest.MonkeyPatch, flags: list[str], environment: str, expected: str
 ) -> None:
     seen = []
-    step = fit_module.Engine.step
+    step = Engine.step
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         seen.append(backend.active_backend())
         return step(*args, **kwargs)
 
-    monkeypatch.setattr(fit_module.Engine, "step", spy)
+    monkeypatch.setattr(Engine, "step", spy)
     monkeypatch.setattr(
         "robustfast.evaluation.aat.evaluate_run", lambda *_, **__: seen.append(backend.active_backend())
     )
@@ -272,7 +273,7 @@ def test_interrupt_is_one_line_and_130(
 
     monkeypatch.setattr(fit_module.Trainer, "run", interrupt)
     assert main_wrapper(train.main, ["digits-st", *QUICK, "--out", "run"]) == 130
-    assert capfd.readouterr().err == "interrupted: continue with: python -m robustfast.train --resume run\n"
+    assert capfd.readouterr().err == "stopped by SIGINT, continue with: python -m robustfast.train --resume run\n"
 
 
 def test_a_defect_keeps_its_trace() -> None:

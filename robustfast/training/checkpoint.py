@@ -13,7 +13,10 @@ import torch
 from robustfast.errors import UserError
 from robustfast.models.stored_state import load
 
-__all__ = ["load", "load_newest", "save", "write_durably"]
+__all__ = ["FORMAT", "load", "load_newest", "save", "write_durably"]
+
+FORMAT = 2
+"""Version of the checkpoints' layout. 1 held the state of torch's generators, which 2 seeds for each step instead."""
 
 PREVIOUS = "previous.pt"
 

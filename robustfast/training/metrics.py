@@ -1,4 +1,4 @@
-"""What a run writes down: means over an epoch, metrics.jsonl without doubled or lost lines, TensorBoard events."""
+"""What a run writes down: means over an epoch, metrics.jsonl without doubled or lost lines."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from robustfast.distributed import World
 from robustfast.errors import UserError
 
-__all__ = ["TIMINGS", "Board", "Meter", "MetricsFile"]
+__all__ = ["TIMINGS", "Meter", "MetricsFile"]
 
 TIMINGS = frozenset({"seconds", "images_per_second", "check_seconds"})
 """Keys of a metrics line that differ between two runs of the same configuration."""
 
 
 class Meter:
-    """Means of scalars over an epoch, weighted by images; summed in float64 on their device, without synchronising."""
+    """Means of scalars over an epoch, weighted by images; summed in float64 on their device, without synchronising.
+
+    Attributes:
+        images: images counted so far, by this process.
+        seconds: time they took; whoever counts them sets it.
+    """
 
     def __init__(self) -> None:
         self.images = 0
@@ -35,16 +40,30 @@ class Meter:
             weighted = value.double() * images
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
 
+    def over(self, world: World) -> Meter:
+        """What all processes counted, in every one of them; each has counted the same terms."""
+        total = Meter()
+        total.seconds = self.seconds
+        if not self._sums:
+            return total
+        names, values = zip(*self._sums.items(), strict=True)
+        counts = torch.stack([*values, torch.full_like(values[0], self.images)])
+        *sums, images = world.sum(counts).unbind()
+        total.images = int(images)
+        total._sums = dict(zip(names, sums, strict=True))
+        return total
+
     def means(self) -> dict[str, float]:
         return {name: float(value) / self.images for name, value in self._sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"images": self.images, "seconds": self.seconds, "sums": dict(self._sums)}
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self.images = state["images"]
+    def load_state_dict(self, state: dict[str, Any], device: torch.device, *, mine: bool = True) -> None:
+        """Go on from what `over` counted; only one process may call it `mine`, or it would count several times."""
+        self.images = state["images"] * mine
         self.seconds = state["seconds"]
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._sums = {name: value.to(device) * mine for name, value in state["sums"].items()}
 
 
 class MetricsFile:
@@ -93,42 +112,3 @@ class MetricsFile:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         self.bytes = size
-
-
-class Board:
-    """TensorBoard scalars, one point an epoch.
-
-    Args:
-        folder: where the event files go; None writes none.
-        finished: epochs already behind this run; points of later ones, written before a kill, are taken back.
-    """
-
-    def __init__(self, folder: Path | None, finished: int) -> None:
-        self._writer: Any = None
-        if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder), purge_step=finished + 1)
-
-    def write(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Write the numbers of a metrics line; nested ones under ``outer/inner``."""
-        if self._writer is None:
-            return
-        for name, value in record.items():
-            entries = (
-                {f"{name}/{key}": entry for key, entry in value.items()}
-                if isinstance(value, dict)
-                else {name: value}
-            )
-            for tag, number in entries.items():
-                self._writer.add_scalar(tag, number, epoch)
-        self._writer.flush()
-
-    def __enter__(self) -> Board:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.close()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "epoch_line"]
 
 
 class Progress:
@@ -68,3 +70,15 @@ class _ImagesPerSecond(ProgressColumn):
         elapsed = time.perf_counter() - task.fields["began"]
         rate = (task.completed - task.fields["done"]) / elapsed if elapsed > 0 else 0.0
         return Text(f"{rate:,.0f} images/s")
+
+
+def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
+    """What a line of metrics.jsonl says, for people."""
+    parts = [f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {record['loss']:.4f}"]
+    for name in ("natural", "adversarial"):
+        if name in record:
+            accuracies = " ".join(f"{way.upper()} {value:.2%}" for way, value in record[name].items())
+            parts.append(f"{name} {accuracies}")
+    seconds = record["seconds"] + record.get("check_seconds", 0.0)
+    parts += [f"{record['images_per_second']:,.0f} images/s", f"{seconds:.1f} s"]
+    return "  ".join(parts)

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,7 @@ from robustfast.data import Dataset
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
 from robustfast.models.stored_state import fits_the_model
-from robustfast.training import checkpoint
+from robustfast.training import checkpoint, run_lock
 from robustfast.training.config import TrainConfig, from_json, to_json
 
 __all__ = ["Run", "RunFolder", "build_model", "load_run", "resolve_device"]
@@ -33,12 +35,15 @@ class RunFolder:
         path: the folder.
         config: the run's configuration.
         channels, num_classes: of the images it was started on; they fix the shape of the model.
+        version, commit: of the robustfast that started it.
     """
 
     path: Path
     config: TrainConfig
     channels: int
     num_classes: int
+    version: str = robustfast.__version__
+    commit: str | None = None
 
     @property
     def metrics(self) -> Path:
@@ -74,17 +79,23 @@ class RunFolder:
         if found:
             hint = f"continue its run with --resume {path}" if "config.json" in found else "it holds no run"
             raise UserError(f"--out {path}: the folder is not empty; {hint}, or give another folder")
-        return cls(path, config, dataset.channels, dataset.num_classes)
+        return cls(path, config, dataset.channels, dataset.num_classes, commit=_commit())
 
     def store(self) -> None:
         """Write config.json, which makes the folder a run that can be resumed.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written.
+            UserError: another process was faster, the disk is full, or the folder cannot be written.
         """
+        file = self.path / "config.json"
+        if file.exists():
+            raise UserError(
+                f"another process has started a run in {self.path}: give another folder with --out, or continue that "
+                f"run with --resume {self.path}"
+            )
         record = {
-            "robustfast": robustfast.__version__,
-            "commit": _commit(),
+            "robustfast": self.version,
+            "commit": self.commit,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "hardware": _hardware(),
             "channels": self.channels,
@@ -92,7 +103,7 @@ class RunFolder:
             "config": to_json(self.config),
         }
         text = json.dumps(record, indent=2) + "\n"
-        checkpoint.write_durably(self.path / "config.json", lambda file: file.write(text.encode()))
+        checkpoint.write_durably(file, lambda opened: opened.write(text.encode()))
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -104,23 +115,44 @@ class RunFolder:
         file = path / "config.json"
         try:
             record = json.loads(file.read_text())
+            version, commit = record.get("robustfast", "unknown"), record.get("commit")
             config = from_json(record["config"])
-            return cls(path, config, record["channels"], record["num_classes"])
+            return cls(path, config, record["channels"], record["num_classes"], version, commit)
         except FileNotFoundError:
             raise UserError(
                 f"{path} is no run folder: it has no config.json; python -m robustfast.train starts a run"
             ) from None
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file} is damaged ({error}); put it back from a copy or start a new run"
             ) from error
         except UserError as error:
-            version = record.get("robustfast", "unknown")
             raise UserError(
-                f"{file}: {error}; it was written by robustfast {version}, this is {robustfast.__version__}"
+                f"{file} was written by robustfast {version}, this is {robustfast.__version__}: {error}; "
+                f"{_mend(version, commit)}"
             ) from error
+
+    def refuse_format(
+        self, found: Any, file: Path, *, readable: Sequence[int] = (checkpoint.FORMAT,)
+    ) -> None:
+        """Refuse a checkpoint whose layout is that of another version.
+
+        Args:
+            found: the layout's version in `file`.
+            file: the checkpoint.
+            readable: versions that serve the purpose.
+
+        Raises:
+            UserError: `found` is none of them.
+        """
+        if found not in readable:
+            raise UserError(
+                f"{file} has checkpoint format {found}, of robustfast {self.version}; this is "
+                f"{robustfast.__version__}, which reads {' and '.join(map(str, readable))} here: "
+                f"{_mend(self.version, self.commit)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -170,6 +202,8 @@ def load_run(
         state, file = found
     model = build_model(folder).to(target)
     with fits_the_model(file, f"put back the one that {path} was trained to, or start a new run"):
+        # Format 1 differs in what a resumed run needs, and not in the weights.
+        folder.refuse_format(state["format"], file, readable=(1, checkpoint.FORMAT))
         model.load_state_dict(state["model"])
         epoch = state["epoch"]
     if folder.config.channels_last:
@@ -183,13 +217,13 @@ def build_model(folder: RunFolder) -> ThreeWay:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device behind "auto", "cpu" or "cuda".
+    """The device behind "auto", "cpu" or "cuda"; under torchrun each process of a machine has a GPU of its own.
 
     Raises:
         UserError: CUDA was asked for and is absent; the message says whether the build or the GPU is missing.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         reason = (
             "sees no GPU (nvidia-smi tells whether its driver does)"
@@ -197,6 +231,8 @@ def resolve_device(name: str) -> torch.device:
             else "is built without CUDA (pytorch.org names the one to install)"
         )
         raise UserError(f"--device {name}: torch {torch.__version__} {reason}; use --device cpu")
+    if name == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 
@@ -210,7 +246,20 @@ def _next_free(path: Path) -> Path:
 
 def _entries(path: Path) -> set[str]:
     """What a folder holds, but for what a run leaves that was killed while it wrote config.json: that is none yet."""
-    return {entry.name for entry in path.iterdir()} - {"config.json.partial"}
+    return {entry.name for entry in path.iterdir()} - {"config.json.partial", run_lock.FILE}
+
+
+def _mend(version: str, commit: str | None) -> str:
+    """What to do with a run of another version."""
+    if _numbers(version) > _numbers(robustfast.__version__):
+        return f"update robustfast to {version} or later, or start a new run"
+    at = f" (git checkout {commit.removesuffix('-dirty')})" if commit else ""
+    return f"start a new run, or use robustfast {version}{at} for this one"
+
+
+def _numbers(version: str) -> list[int]:
+    """1.10.0 -> [1, 10, 0], to compare; text without numbers comes first."""
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def _commit() -> str | None:
