@@ -1,4 +1,4 @@
-"""Data sets: `load` reads any of the formats into a uint8 `Dataset` or `ImageFiles`, and `feed` serves it in batches."""
+"""Data sets: `load` reads any format into a uint8 `Dataset` or `ImageFiles`, and `feed` serves it in batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from robustfast.data import digits, fashion_mnist, image_folder, mnist, svhn
+from robustfast.data import (
+    digits,
+    fashion_mnist,
+    image_folder,
+    imagenette,
+    mnist,
+    restricted_imagenet,
+    svhn,
+    tiny_imagenet,
+)
 from robustfast.data.cifar import load_cifar10, load_cifar100
 from robustfast.data.dataset import SPLITS, Dataset
 from robustfast.data.feed import Batch, Feed, feed
@@ -16,7 +25,7 @@ from robustfast.registry import lookup
 
 __all__ = ["DATASETS", "SPLITS", "Batch", "Dataset", "Feed", "ImageFiles", "feed", "load"]
 
-DATASETS: Mapping[str, Callable[[str, str | Path | None], Dataset | ImageFiles]] = MappingProxyType(
+DATASETS: Mapping[str, Callable[..., Dataset | ImageFiles]] = MappingProxyType(
     {
         "digits": digits.load,
         "mnist": mnist.load,
@@ -25,8 +34,13 @@ DATASETS: Mapping[str, Callable[[str, str | Path | None], Dataset | ImageFiles]]
         "cifar100": load_cifar100,
         "svhn": svhn.load,
         "image_folder": image_folder.load,
+        "tiny_imagenet": tiny_imagenet.load,
+        "imagenette": imagenette.load,
+        "restricted_imagenet": restricted_imagenet.load,
     }
 )
+OF_IMAGE_FILES = ("image_folder", "tiny_imagenet", "imagenette", "restricted_imagenet")
+"""Those whose images can be brought to another size."""
 
 
 def load(
@@ -39,7 +53,7 @@ def load(
         split: "train" or "test".
         data_dir: the folder searched for the set's files, itself and its subfolders with the set's usual names;
             not needed for digits.
-        image_size: for image_folder alone, the side to which images are resized.
+        image_size: for sets of image files alone, the side to which images are resized; None: the set's own default.
 
     Raises:
         UserError: an unknown name or split, missing, truncated or corrupt files, labels out of range.
@@ -47,8 +61,9 @@ def load(
     loader = lookup("data set", DATASETS, name)
     if image_size is None:
         return loader(split, data_dir)
-    if name != "image_folder":
+    if name not in OF_IMAGE_FILES:
         raise UserError(
-            f"--image-size {image_size} is for image_folder, the images of {name} have one size: leave it out"
+            f"--image-size {image_size} is for {', '.join(OF_IMAGE_FILES)}; the images of {name} have one size: "
+            f"leave it out"
         )
-    return image_folder.load(split, data_dir, image_size=image_size)
+    return loader(split, data_dir, image_size=image_size)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robustfast.data import load
 from robustfast.errors import UserError
 
 REAL_DATA = Path(os.environ.get("ROBUSTFAST_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -39,6 +40,21 @@ def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, REAL_DATA / "unpack.py", target, "cifar10"], check=True, capture_output=True
     )
     return target
+
+
+@pytest.fixture(scope="session")
+def photograph(real_cifar10: Path) -> Callable[..., Path]:
+    """Write a CIFAR-10 test image, by its number, as a JPEG file of `size` = (width, height); return its path."""
+    image_module = pytest.importorskip("PIL.Image")
+    images = load("cifar10", "test", real_cifar10).images
+
+    def write(path: Path, number: int, size: tuple[int, int] = (32, 32)) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = image_module.fromarray(images[number].permute(1, 2, 0).contiguous().numpy())
+        pixels.resize(size).save(path, "JPEG", quality=95)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

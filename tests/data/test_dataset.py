@@ -88,6 +88,9 @@ def test_importing_the_package_needs_numpy_and_torch_alone():
         ("digits", "sklearn.datasets", "scikit-learn"),
         ("svhn", "scipy.io", "scipy"),
         ("image_folder", "PIL", "Pillow"),
+        ("tiny_imagenet", "PIL", "Pillow"),
+        ("imagenette", "PIL", "Pillow"),
+        ("restricted_imagenet", "PIL", "Pillow"),
     ],
 )
 def test_a_missing_package_is_named_with_its_install_command(

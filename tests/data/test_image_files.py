@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from robustfast.data import image_file, load
+from robustfast.data import image_file
 from robustfast.data.image_files import ImageFiles
 from robustfast.training.held_out import spread
 
@@ -15,14 +15,10 @@ SIZES = [(6, 4), (9, 12), (7, 7), (30, 5), (16, 16)]
 
 
 @pytest.fixture(scope="module")
-def photographs(real_cifar10, tmp_path_factory) -> list[Path]:
+def photographs(photograph, tmp_path_factory) -> list[Path]:
     """Five CIFAR-10 images as JPEG files of the sizes above."""
-    images = load("cifar10", "test", real_cifar10).images[: len(SIZES)]
     folder = tmp_path_factory.mktemp("photographs")
-    files = [folder / f"{number}.jpg" for number in range(len(SIZES))]
-    for pixels, size, file in zip(images, SIZES, files, strict=True):
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(size).save(file, quality=95)
-    return files
+    return [photograph(folder / f"{number}.jpg", number, size) for number, size in enumerate(SIZES)]
 
 
 def image_files(files: list[Path], **fields) -> ImageFiles:

@@ -59,6 +59,9 @@ def test_a_data_folder_that_is_absent_or_not_given(tmp_path, one_line_error):
         ("cifar100", "test, meta or test.bin", "www.cs.toronto.edu/~kriz/cifar.html"),
         ("svhn", "test_32x32.mat", "ufldl.stanford.edu/housenumbers"),
         ("image_folder", "train/CLASS/*.jpg", "--data-dir"),
+        ("tiny_imagenet", "val/val_annotations.txt", "cs231n.stanford.edu/tiny-imagenet-200.zip"),
+        ("imagenette", "imagenette2-320", "github.com/fastai/imagenette"),
+        ("restricted_imagenet", "val/WNID/*.JPEG", "image-net.org"),
     ],
 )
 def test_every_set_that_is_missing_says_what_to_put_where(tmp_path, one_line_error, name, file, page):
