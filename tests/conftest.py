@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -40,3 +43,31 @@ def test_data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs real data, and {folder} is no folder; ROBUSTFAST_TEST_DATA names another")
     return folder
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """torchrun(N, "program.py" or "-m", "module", arguments...): N processes on this machine, on a port of their own.
+
+    They must succeed, unless `check` is False; `restarts` is --max-restarts.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        pytest.skip("this torch is built without gloo")
+
+    def run(
+        processes: int, *command: str | Path, restarts: int = 0, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        options = [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+        done = subprocess.run(
+            [*launcher, *options, *map(str, command)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return run
