@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/macros/Macros.h>
 
 #include "philox.h"
@@ -29,6 +30,8 @@ struct Store {
   bool flip;
   PhiloxKey key;
 
+  C10_HOST_DEVICE bool holds(int64_t number) const { return number >= 0 && number < images; }
+
   C10_HOST_DEVICE Window window(int64_t number) const {
     const Words words = philox4x32(static_cast<uint32_t>(number), 0, 0, 0, key);
     const int64_t top = place(words.v[0]), left = place(words.v[1]);
@@ -44,6 +47,19 @@ struct Store {
   // Uniform on 0..places - 1, in integers.
   C10_HOST_DEVICE int64_t place(uint32_t word) const { return (uint64_t(word) * places) >> 32; }
 };
+
+inline Store store_of(const torch::stable::Tensor& images, int64_t seed, int64_t pad, bool flip) {
+  return {static_cast<const uint8_t*>(images.const_data_ptr()),
+          images.size(0),
+          images.stride(0),
+          images.stride(1),
+          images.stride(2),
+          images.stride(3),
+          static_cast<uint32_t>(images.size(3) - 2 * pad),
+          static_cast<uint32_t>(2 * pad + 1),
+          flip,
+          PhiloxKey(seed)};
+}
 
 // The quotient, rounded once to the type that T computes in and once to T; a product with 1 / scale is not it.
 template <typename T>

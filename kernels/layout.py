@@ -7,11 +7,13 @@ import os
 import torch
 from torch import Tensor
 
-__all__ = ["NO_FMA", "in_layout_of", "is_dense_batch"]
+__all__ = ["INTERPRETED", "NO_FMA", "in_layout_of", "is_dense_batch", "planes"]
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # Launch options of every kernel: contraction into fused multiply-add would round once where the reference rounds twice.
 # The interpreter knows no such option, and never contracts.
-NO_FMA = {} if os.environ.get("TRITON_INTERPRET") == "1" else {"enable_fp_fusion": False}
+NO_FMA = {} if INTERPRETED else {"enable_fp_fusion": False}
 
 
 def is_dense_batch(t: Tensor) -> bool:
@@ -31,3 +33,10 @@ def in_layout_of(t: Tensor, like: Tensor) -> Tensor:
     """`t` itself if its strides are those of `like`, else a copy that has them."""
     same = all(a == b for size, a, b in zip(t.shape, t.stride(), like.stride(), strict=True) if size > 1)
     return t if same else torch.empty_like(like, dtype=t.dtype).copy_(t)
+
+
+def planes(t: Tensor) -> int:
+    """1 for contiguous samples, the number of channels for channels-last ones, 0 for others."""
+    if t.is_contiguous():
+        return 1
+    return t.shape[1] if t.dim() > 2 and t.movedim(1, -1).is_contiguous() else 0

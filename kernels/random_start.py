@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from robustfast.kernels.images import clamp, per_sample
-from robustfast.kernels.layout import NO_FMA, in_layout_of
+from robustfast.kernels.layout import NO_FMA, in_layout_of, planes
 
 __all__ = ["launch"]
 
@@ -130,20 +130,13 @@ def _start_ball_kernel(
         tl.store(out_ptr + at, clamp(x + delta, tl.cast(lo, T), tl.cast(hi, T)), mask=e < n)
 
 
-def _planes(t: Tensor) -> int:
-    """1 for contiguous samples, the number of channels for channels-last ones, 0 for others."""
-    if t.is_contiguous():
-        return 1
-    return t.shape[1] if t.dim() > 2 and t.movedim(1, -1).is_contiguous() else 0
-
-
 def launch(
     x: Tensor, eps: Tensor, law: int, seed: int, index: Tensor | None, lo: float, hi: float, *, out: Tensor
 ) -> None:
     """Draw into `out`; what is neither contiguous nor channels-last is copied once."""
     if out.numel() == 0:
         return
-    count = _planes(out)
+    count = planes(out)
     dense = out if count else torch.empty_like(out, memory_format=torch.contiguous_format)
     count = count or 1
     x = in_layout_of(x, dense)
