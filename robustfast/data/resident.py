@@ -1,49 +1,42 @@
-"""Serve a data set in batches from uint8 images that stay on the device.
-
-The images are padded once, and every batch is one gather of windows.
-"""
+"""Serve images that stay on the device, as bytes: every batch is one pass over memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from robustfast.data import draws
 from robustfast.data.batches import Batch, Feed
 from robustfast.data.dataset import Dataset
+from robustfast.data.image_files import ImageFiles
+from robustfast.errors import UserError
 
 __all__ = ["ResidentFeed"]
 
 
 class ResidentFeed(Feed):
-    """A `Feed` whose images, labels and batches all live on its device."""
+    """A `Feed` that keeps all images on its device as uint8, padded once; image files are decoded when it is built.
 
-    def __init__(self, dataset: Dataset, batch_size: int, **options: Any) -> None:
+    Raises:
+        UserError: as `Feed`; random parts of image files, which a decoded image no longer has.
+    """
+
+    def __init__(self, dataset: Dataset | ImageFiles, batch_size: int, **options: Any) -> None:
         super().__init__(dataset, batch_size, **options)
-        images = dataset.images.to(self.device)
-        if self.augment:
-            images = torch.nn.functional.pad(images, (draws.PAD,) * 4)
-        # A gather keeps the layout it reads, so resident images in the batches' own layout spare a copy of each batch.
-        self._images = images.contiguous(memory_format=self.memory_format)
-        self._labels = dataset.labels.to(self.device)
-        # A tensor on the device, not a number: CUDA multiplies by the rounded reciprocal of a number, which moves 126
-        # of the 256 grey levels by one ulp against the CPU's quotient.
-        self._scale = torch.tensor(dataset.scale, dtype=torch.float32, device=self.device)
+        if self.crop == "resized":
+            raise UserError(
+                "--loader resident decodes each image file once, at one size, and --crop resized takes another part of "
+                "it in each epoch: take --loader dali or --loader torch"
+            )
+        images = dataset.decode() if isinstance(dataset, ImageFiles) else dataset
+        self._images = self._store(images, self.device)
+        self._labels = images.labels.to(self.device)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        # Drawn for the epoch at once: on a GPU the draws of a batch alone would cost a hundred launches each time.
-        samples = torch.arange(len(self.dataset), device=self.device)
-        crops = draws.crops(samples, seed=self.seed, epoch=epoch) if self.augment else None
+    def _batches(self, epoch: int, start: int) -> Generator[Batch]:
         for index, share in self._rows(epoch, start, self.device):
-            pixels = self._images[index] if crops is None else self._crop(index, *crops)
-            x = pixels.contiguous(memory_format=self.memory_format) / self._scale
+            if self.rand_augment:
+                x = self._finish(self._take(self._images, index, epoch, torch.uint8), index, epoch)
+            else:
+                x = self._take(self._images, index, epoch, torch.float32)
             yield Batch(x, self._labels[index], index, share)
-
-    def _crop(self, index: Tensor, top: Tensor, left: Tensor, mirror: Tensor) -> Tensor:
-        """Return uint8 [B, C, H, W] in the memory format of the resident images."""
-        windows = self._images.unfold(2, self.dataset.height, 1).unfold(3, self.dataset.width, 1)
-        pixels = windows[index, :, top[index], left[index]]
-        return torch.where(mirror[index][:, None, None, None], pixels.flip(3), pixels)

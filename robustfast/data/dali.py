@@ -1,0 +1,224 @@
+"""Serve images through NVIDIA DALI: arrays a batch at a time, image files read and decoded by DALI itself.
+
+DALI draws nothing: order, windows and mirroring are this project's and are fed to the pipelines as inputs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustfast.data import draws
+from robustfast.data.batches import Batch, Feed, Rows, processors
+from robustfast.data.dataset import Dataset
+from robustfast.data.image_files import ImageFiles
+from robustfast.errors import UserError
+
+__all__ = ["DaliFeed", "missing"]
+
+PREFETCH = 2  # batches that a pipeline works ahead
+
+
+def missing() -> str | None:
+    """Why DALI cannot be had here and what to do, or None where it is installed."""
+    if sys.platform != "linux":
+        return f"there is no DALI for {platform.system()}"
+    try:
+        found = importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # nothing of NVIDIA's is installed
+        found = False
+    if found:
+        return None
+    cuda = "120" if (torch.version.cuda or "").startswith("12.") else "130"
+    return f"DALI is not installed: pip install nvidia-dali-cuda{cuda}"
+
+
+class DaliFeed(Feed):
+    """A `Feed` whose images pass through a DALI pipeline, on the CPU or on the GPU as the batches are.
+
+    Raises:
+        UserError: as `Feed`; DALI is not installed or does not import.
+    """
+
+    def __init__(self, dataset: Dataset | ImageFiles, batch_size: int, **options: Any) -> None:
+        super().__init__(dataset, batch_size, **options)
+        if reason := missing():
+            raise UserError(f"--loader dali: {reason}, or take --loader torch")
+        try:
+            pass
+        except Exception as error:
+            raise UserError(
+                f"--loader dali: DALI is installed but does not import ({error!r}): reinstall it or take --loader torch"
+            ) from error
+        self._labels = dataset.labels.to(self.device)
+        self._sizes = dataset.sizes if isinstance(dataset, ImageFiles) else None
+
+    def _batches(self, epoch: int, start: int) -> Generator[Batch]:
+        rows = self._rows(epoch, start, "cpu")
+        if not rows:
+            return
+        # A pipeline of its own for each epoch takes milliseconds, and has no state that a resumed epoch would lack.
+        outputs = (
+            self._files(self.dataset, rows, epoch)
+            if isinstance(self.dataset, ImageFiles)
+            else self._arrays(self.dataset, rows, epoch)
+        )
+        with _kept_while_used(self.device) as keep:
+            for row in rows:
+                pixels = self._next(outputs, row)
+                index = row.index.to(self.device, non_blocking=True)
+                x = self._finish(pixels, index, epoch)
+                keep(pixels)
+                yield Batch(x, self._labels[index], index, row.share)
+
+    def _arrays(self, dataset: Dataset, rows: list[Rows], epoch: int) -> Iterator[Tensor]:
+        """uint8 [B, C, H, W] of each batch: its images are gathered here, cropped and mirrored by DALI."""
+        from nvidia.dali import fn
+
+        def inputs() -> Iterator[list[np.ndarray]]:
+            for index, _ in rows:
+                images = dataset.images[index].numpy()
+                yield [images, *self._crops(index, epoch)] if self.augment else [images]
+
+        with self._pipeline(max(len(row.index) for row in rows), threads=1) as pipeline:
+            images, *crops = fn.external_source(
+                inputs(),
+                num_outputs=3 if self.augment else 1,
+                layout=["CHW", "", ""][: 3 if self.augment else 1],
+            )
+            images = images.gpu() if self._on_gpu else images
+            pipeline.set_outputs(self._cut(images, *crops) if self.augment else images)
+        return _outputs(pipeline)
+
+    def _files(self, dataset: ImageFiles, rows: list[Rows], epoch: int) -> Iterator[Tensor]:
+        """As `_arrays`, of files that DALI reads in this order, decodes, and resizes from the windows it is given."""
+        from nvidia.dali import fn, types
+
+        order = torch.cat([index for index, _ in rows])
+        size = len(rows[0].index)
+        windows = self._windows(dataset, order, epoch)
+
+        def inputs() -> Iterator[list[np.ndarray]]:
+            for first in range(0, len(order), size):
+                # The reader fills the last batch up with its last file, which the iterator takes off again.
+                places = torch.arange(first, first + size).clamp_(max=len(order) - 1)
+                corners = windows[places].float()
+                index = order[places]
+                yield [
+                    corners[:, [1, 0]].numpy(),
+                    corners[:, [3, 2]].numpy(),
+                    *(self._crops(index, epoch) if self.augment else ()),
+                ]
+
+        with self._pipeline(size, threads=processors()) as pipeline:
+            encoded, _ = fn.readers.file(
+                files=[str(dataset.files[number]) for number in order.tolist()],
+                name="Reader",
+                pad_last_batch=True,
+                prefetch_queue_depth=PREFETCH,
+            )
+            low, high, *crops = fn.external_source(inputs(), num_outputs=4 if self.augment else 2)
+            images = fn.decoders.image(
+                encoded,
+                device="mixed" if self._on_gpu else "cpu",
+                output_type=types.GRAY if dataset.channels == 1 else types.RGB,
+                adjust_orientation=False,
+            )
+            images = fn.resize(
+                images, size=[dataset.height, dataset.width], roi_start=low, roi_end=high, antialias=True
+            )
+            pipeline.set_outputs(self._cut(images, *crops) if self.augment else images)
+        return (images.permute(0, 3, 1, 2) for images in _outputs(pipeline, reader="Reader"))
+
+    def _next(self, outputs: Iterator[Tensor], row: Rows) -> Tensor:
+        try:
+            pixels = next(outputs)
+            if len(pixels) < len(row.index):
+                # The last batch can hold one image more for this process than the others did.
+                pixels = torch.cat([pixels, next(outputs)])
+        except RuntimeError:
+            if isinstance(self.dataset, ImageFiles):
+                # DALI's message has many lines and no file's name; reading the files one by one finds it.
+                for number in row.index.tolist():
+                    self.dataset.read(number)
+            raise
+        return pixels
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _pipeline(self, batch_size: int, *, threads: int) -> Any:
+        from nvidia.dali import Pipeline
+
+        device = None
+        if self._on_gpu:
+            device = torch.cuda.current_device() if self.device.index is None else self.device.index
+        return Pipeline(batch_size, threads, device, prefetch_queue_depth=PREFETCH, py_num_workers=0)
+
+    def _windows(self, dataset: ImageFiles, index: Tensor, epoch: int) -> Tensor:
+        """[B, 4]: the part of each file that is resized to the images' size, in pixels."""
+        assert self._sizes is not None
+        sizes = self._sizes[index]
+        if self.crop == "resized":
+            return draws.windows(sizes, index, seed=self.seed, epoch=epoch)
+        return draws.centres(sizes, dataset.width, dataset.height)
+
+    def _crops(self, index: Tensor, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """int32 [B, 2], where the crop begins (negative in the border of zeros), and int32 [B], whether to mirror."""
+        top, left, mirror = draws.crops(index, seed=self.seed, epoch=epoch)
+        begin = torch.stack([top, left], dim=1).sub_(draws.PAD)
+        if self.crop == "resized":
+            begin.zero_()
+        return begin.int().numpy(), mirror.int().numpy()
+
+    def _cut(self, images: Any, begin: Any, mirror: Any) -> Any:
+        from nvidia.dali import fn
+
+        if self.crop == "pad":
+            shape = [self.dataset.height, self.dataset.width]
+            images = fn.slice(images, start=begin, shape=shape, axis_names="HW", out_of_bounds_policy="pad")
+        return fn.flip(images, horizontal=mirror)
+
+
+def _outputs(pipeline: Any, reader: str | None = None) -> Iterator[Tensor]:
+    """What a pipeline puts out until its inputs end, as tensors that share DALI's memory."""
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+
+    policy = LastBatchPolicy.PARTIAL if reader else LastBatchPolicy.FILL
+    batches = DALIGenericIterator(
+        pipeline, ["images"], reader_name=reader, last_batch_policy=policy, prepare_first_batch=False
+    )
+    for (batch,) in batches:
+        yield batch["images"]
+
+
+@contextmanager
+def _kept_while_used(device: torch.device) -> Iterator[Any]:
+    """Give a function that holds tensors back until the work queued on them so far is done.
+
+    DALI takes its memory back when the last reference goes, and knows nothing of the kernels that still read it.
+    """
+    if device.type != "cuda":
+        yield lambda tensor: None
+        return
+    held: list[tuple[torch.cuda.Event, Tensor]] = []
+
+    def keep(tensor: Tensor) -> None:
+        done = torch.cuda.Event()
+        done.record()
+        held[:] = [entry for entry in held if not entry[0].query()]
+        held.append((done, tensor))
+
+    try:
+        yield keep
+    finally:
+        torch.cuda.current_stream(device).synchronize()
