@@ -91,18 +91,18 @@ def _run(arguments: Arguments, world: World) -> None:
         print(f"run folder: {path}\n{evaluation}", flush=True)
     if arguments.evaluate:
         try:
-            _evaluate(path, arguments.config)
+            _evaluate(path, arguments.config, world)
         except KeyboardInterrupt as stop:
             raise Stopped(signal_behind(stop), f"{path} is trained; {evaluation}") from None
 
 
-def _evaluate(path: Path, config: TrainConfig) -> None:
+def _evaluate(path: Path, config: TrainConfig, world: World) -> None:
     # Imported here, so that training needs nothing of the evaluation until it ends.
     from robustfast.evaluation.aat import FILE, evaluate_run
 
     # What early stopping selects on images of the training split is the run's result; its last epoch is not.
     chosen = {"checkpoint": "best", "file": FILE} if config.early_stop else {}
-    evaluate_run(path, device=config.device, data_dir=config.data_dir, **chosen)
+    evaluate_run(path, device=config.device, data_dir=config.data_dir, world=world, **chosen)
 
 
 def _resumed(flags: Sequence[str]) -> Path | None:

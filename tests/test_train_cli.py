@@ -68,7 +68,8 @@ def test_trains_prints_and_quiet_without_a_terminal(capfd: pytest.CaptureFixture
     assert err == ""
     assert "\r" not in out
     assert "\x1b" not in out
-    started, epoch, folder, then = out.splitlines()
+    loader, started, epoch, folder, then = out.splitlines()
+    assert loader.startswith("loader: ")
     assert started.startswith("training digits-st into here: 1 epochs of 64 images, 2 steps each, on cpu")
     assert epoch.startswith("epoch 1/1  loss ")
     assert "images/s" in epoch
@@ -89,7 +90,10 @@ def test_evaluates_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     argv = [flag for flag in QUICK if flag != "--no-evaluate"]
     assert main_wrapper(train.main, ["digits-st", *argv, "--out", "here"]) == 0
-    assert calls == [((Path("here"),), {"device": "cpu", "data_dir": None})]
+    [(args, keywords)] = calls
+    assert args == (Path("here"),)
+    assert keywords.pop("world").size == 1
+    assert keywords == {"device": "cpu", "data_dir": None}
 
 
 @pytest.mark.parametrize(
@@ -273,7 +277,10 @@ def test_interrupt_is_one_line_and_130(
 
     monkeypatch.setattr(fit_module.Trainer, "run", interrupt)
     assert main_wrapper(train.main, ["digits-st", *QUICK, "--out", "run"]) == 130
-    assert capfd.readouterr().err == "stopped by SIGINT, continue with: python -m robustfast.train --resume run\n"
+    assert (
+        capfd.readouterr().err
+        == "stopped by SIGINT, continue with: python -m robustfast.train --resume run\n"
+    )
 
 
 def test_a_defect_keeps_its_trace() -> None:

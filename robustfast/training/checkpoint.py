@@ -66,12 +66,11 @@ def write_durably(
         os.replace(partial, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer.
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise UserError(
-            f"cannot write {path}: {reason}; what was there before is untouched: make room or rights, then try again"
+            f"cannot write {path}: {_reason(error)}; what was there before is untouched: make room or rights, then try "
+            f"again"
         ) from error
 
 
@@ -102,6 +101,14 @@ def load_newest(
     if failures:
         raise UserError("; ".join(map(str, failures)))
     return None
+
+
+def _reason(error: BaseException) -> str | None:
+    """What the system said. torch.save tells of a full disk as a RuntimeError of its zip writer, raised on the way."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return str(error).splitlines()[0] if cause is None else cause.strerror
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from robustfast.data import Batch, Dataset, feed
 from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.models.stored_state import fits_the_model
+from robustfast.models.sync_batch_norm import synchronise
 from robustfast.objectives import OBJECTIVES
 from robustfast.registry import lookup
 from robustfast.seeds import derive
@@ -27,6 +29,7 @@ from robustfast.training.engine import Engine, NonFiniteLossError
 from robustfast.training.held_out import HeldOutCheck, HeldOutResult
 from robustfast.training.metrics import Meter, MetricsFile
 from robustfast.training.model_shape import check_shape
+from robustfast.training.pictures import Pictures
 from robustfast.training.progress import Progress, epoch_line
 from robustfast.training.run_folder import RunFolder, build_model
 from robustfast.training.schedule import learning_rate
@@ -69,6 +72,8 @@ class Trainer:
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         check_shape(self.model, config, dataset, device)
+        if config.batch_norm == "sync":
+            synchronise(self.model, world, device)
         self.objective = lookup("objective", OBJECTIVES, config.method)(
             self.model, config.objective, config.attack, seed=config.seed, engine=config.engine
         )
@@ -88,11 +93,15 @@ class Trainer:
             world=world.size,
             say=self.say,
         )
-        self.check = None
+        self.check, self.pictures = None, None
         if held_out is not None:
-            self.check = HeldOutCheck(
-                self.model, self.objective.main_ways, held_out, config, self.engine.precision
-            )
+            seen = self.model, self.objective.main_ways, held_out
+            # Images that were set aside for the checks are all used; of a test split, as many as asked for.
+            number = config.hold_out or config.validate_images
+            checked = replace(config, validate_images=number)
+            self.check = HeldOutCheck(*seen, checked, self.engine.precision, world)
+            if self._board_folder() is not None:
+                self.pictures = Pictures(*seen, config, self.engine.precision)
         self.metrics = MetricsFile(folder.metrics)
         self.meter = Meter()
         self.epoch = 0  # finished epochs
@@ -129,7 +138,9 @@ class Trainer:
             Progress(config.epochs * images, done=done, console=self._console()) as progress,
             StopRequest() as stop,
         ):
-            board = together(self.world, lambda: Board(self._board_folder(progress), self.epoch))
+            board = together(self.world, lambda: Board(self._board_folder(), self.epoch))
+            if self.config.tensorboard and find_spec("tensorboard") is None:
+                progress.line("no TensorBoard events: tensorboard is not installed (pip install tensorboard)")
             where = f"{self.device}" + (f", {self.world.size} processes" if self.world.size > 1 else "")
             verb = (
                 f"continuing {path} after {self._reached()}"
@@ -250,6 +261,8 @@ class Trainer:
             return
         self.metrics.append(record)
         board.scalars(self.epoch, record)
+        if result is not None and self.pictures is not None:
+            board.images(self.epoch, self.pictures(self.epoch - 1))
         if best:
             state = {
                 "format": checkpoint.FORMAT,
@@ -324,13 +337,10 @@ class Trainer:
                 f"in {self.folder.checkpoints}; lower --lr"
             )
 
-    def _board_folder(self, progress: Progress) -> Path | None:
-        if not (self.config.tensorboard and self.world.writes):
-            return None
-        if find_spec("tensorboard") is None:
-            progress.line("no TensorBoard events: tensorboard is not installed (pip install tensorboard)")
-            return None
-        return self.folder.tensorboard
+    def _board_folder(self) -> Path | None:
+        """Where this process writes events; None where it does not."""
+        wanted = self.config.tensorboard and self.world.writes and find_spec("tensorboard") is not None
+        return self.folder.tensorboard if wanted else None
 
     def _console(self) -> Console | None:
         return None if self.world.writes else Console(quiet=True)

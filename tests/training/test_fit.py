@@ -172,17 +172,19 @@ def test_interrupt_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.Monk
 def test_nan_loss_stops_with_checkpoint_and_indices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny("digits-st", out=tmp_path / "run")
     trainer = fit_module.Trainer
-    train_epoch = trainer._train_epoch
+    following = trainer._next
 
-    def poison(self: Any, *others: Any) -> None:
-        if self.epoch == 1:
-            # One image of the second epoch's second batch is not a number.
-            images = self.feed._images = self.feed._images / 1.0
-            images[list(self.feed.batches(1))[1].index[3]] = float("nan")
-        train_epoch(self, *others)
+    def poison(self: Any, *others: Any) -> Any:
+        """One image of the second epoch's second batch is not a number."""
+        batch = following(self, *others)
+        if (self.epoch, self.step) != (1, 1):
+            return batch
+        x = batch.x.clone()
+        x[3] = float("nan")
+        return batch._replace(x=x)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_train_epoch", poison)
+        patch.setattr(trainer, "_next", poison)
         with pytest.raises(UserError) as raised:
             fit(config)
     message = str(raised.value)
