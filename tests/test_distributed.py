@@ -102,7 +102,9 @@ def test_a_lost_process_is_one_line(heard: list[dict[str, Any]]) -> None:
         assert "\n" not in line
 
 
-@pytest.mark.parametrize("variables", [{}, {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"}])
+@pytest.mark.parametrize(
+    "variables", [{}, {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"}]
+)
 def test_alone(environment: Callable[..., None], variables: dict[str, str]) -> None:
     environment(**(dict.fromkeys(TORCHRUN) | variables))
     with World.joined() as world:
