@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,10 +10,12 @@ from typing import Annotated, Literal
 import tyro
 
 from robustfast.command_line import main_wrapper, parse
+from robustfast.distributed import World
 from robustfast.evaluation.aat import evaluate_run
-from robustfast.evaluation.attacks import ATTACKS, attacks_for
+from robustfast.evaluation.attacks import ATTACKS, EvaluationAttack, attacks_for
 from robustfast.ops.backend import configured_backend
 from robustfast.training.run_folder import RunFolder
+from robustfast.training.together import together
 
 __all__ = ["main"]
 
@@ -77,9 +80,14 @@ def main(argv: Sequence[str]) -> None:
         prog=PROG,
         description=f"Evaluate a run and print the paper's tables. Attack presets: {', '.join(ATTACKS)}.",
     )
-    dataset = RunFolder.open(arguments.run).config.dataset
-    attacks = attacks_for(dataset, arguments.attacks, **asdict(arguments.attack))
-    with configured_backend(arguments.backend):
+
+    def chosen() -> tuple[EvaluationAttack, ...]:
+        dataset = RunFolder.open(arguments.run).config.dataset
+        return attacks_for(dataset, arguments.attacks, **asdict(arguments.attack))
+
+    with World.joined(arguments.device) as world, ExitStack() as stack:
+        attacks = together(world, chosen)
+        together(world, lambda: stack.enter_context(configured_backend(arguments.backend)))
         evaluate_run(
             arguments.run,
             attacks,
@@ -88,6 +96,7 @@ def main(argv: Sequence[str]) -> None:
             device=arguments.device,
             batch_size=arguments.batch_size,
             data_dir=arguments.data_dir,
+            world=world,
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from rich.text import Text
 from torch import Tensor
 
 import robustfast
-from robustfast.data import feed, load
+from robustfast.data import Dataset, Feed, ImageFiles, feed, load
+from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.evaluation.attacks import EvaluationAttack, attacks_for
 from robustfast.evaluation.curves import held_out_curves
@@ -29,8 +31,9 @@ from robustfast.objectives import OBJECTIVES
 from robustfast.registry import lookup
 from robustfast.training.fit import data_folder
 from robustfast.training.held_out import spread
-from robustfast.training.run_folder import load_run
+from robustfast.training.run_folder import Run, load_run
 from robustfast.training.threads import cpu_threads
+from robustfast.training.together import together
 from robustfast.visualization import disentanglement_bars, disentanglement_curve
 
 __all__ = ["CUSTOM", "FILE", "aat_numbers", "draw", "evaluate_run"]
@@ -40,6 +43,9 @@ FILE = Path("evaluation") / "aat.json"
 
 CUSTOM = Path("evaluation") / "aat-custom.json"
 """Where those of any other evaluation are."""
+
+BATCH = 256
+"""The largest batch that is taken unasked: that of a run on many GPUs need not fit on one of them."""
 
 
 def evaluate_run(
@@ -53,8 +59,12 @@ def evaluate_run(
     data_dir: Path | None = None,
     console: Console | None = None,
     file: Path | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run on its test split in float32, print its tables, and keep numbers and figures in its folder.
+
+    Several processes share out whole batches, so that each is computed from the same numbers, in the same shape, as in
+    one process, and their predictions are put together in the images' order: the same document, on like devices.
 
     Args:
         path: the run folder.
@@ -62,44 +72,60 @@ def evaluate_run(
         images: how many test images, spread evenly over the split; None takes all.
         checkpoint: "last" is what the paper reports, "best" had the highest held-out robust accuracy in training.
         device: "auto", "cpu" or "cuda".
-        batch_size: images a batch; None takes the run's. Does not change which adversarial images are found.
+        batch_size: images a batch; None takes the run's, or `BATCH` where that is smaller. Does not change which
+            adversarial images are found.
         data_dir: folder of the data sets; None takes the run's.
         console: where the tables go, and the progress bar if it is a terminal; None is stdout.
         file: where in the run folder the numbers go, `FILE` with figures or `CUSTOM` without; None is `FILE` for the
             data set's own attacks on all test images at the last checkpoint, and else `CUSTOM`.
+        world: the processes, all of which call this; one of them prints and writes.
 
     Returns:
-        The document, as `robustfast.evaluation.document` lays it out.
+        The document, in every process, as `robustfast.evaluation.document` lays it out.
 
     Raises:
         UserError: no run there, a damaged one, data missing, or a folder that cannot be written.
     """
-    console = console or Console(highlight=False)
-    run = load_run(path, which=checkpoint, device=device)
-    config = run.config
-    target = next(run.model.parameters()).device
+    world = world or World()
+    console = (console or Console(highlight=False)) if world.writes else Console(quiet=True)
+    # What the writing process has just trained is on the disk.
+    world.barrier()
+
+    def read() -> tuple[Run, Dataset | ImageFiles, Feed]:
+        run = load_run(path, which=checkpoint, device=device)
+        config = run.config
+        split = load(config.dataset, "test", data_dir or data_folder(config), image_size=config.image_size)
+        if images is not None and not 1 <= images <= len(split):
+            raise UserError(
+                f"--images {images}: expected 1 to {len(split)}, the test images of {config.dataset}"
+            )
+        source = feed(
+            spread(split, len(split) if images is None else images),
+            min(config.batch_size, BATCH) if batch_size is None else batch_size,
+            seed=config.seed,
+            device=next(run.model.parameters()).device,
+            channels_last=config.channels_last,
+            shuffle=False,
+            say=None,
+        )
+        return run, split, source
+
+    run, split, source = together(world, read)
+    config, chosen = run.config, source.dataset
     ways = lookup("objective", OBJECTIVES, config.method).main_ways
-    split = load(config.dataset, "test", data_dir or data_folder(config), image_size=config.image_size)
-    if images is not None and not 1 <= images <= len(split):
-        raise UserError(f"--images {images}: expected 1 to {len(split)}, the test images of {config.dataset}")
-    chosen = spread(split, len(split) if images is None else images)
-    source = feed(
-        chosen,
-        config.batch_size if batch_size is None else batch_size,
-        seed=config.seed,
-        device=target,
-        channels_last=config.channels_last,
-        shuffle=False,
-        say=None,
-    )
     own = attacks_for(config.dataset)
     attacks = tuple(attacks) or own
     if file is None:
         whole = attacks == own and len(chosen) == len(split) and checkpoint == "last"
         file = FILE if whole else CUSTOM
     built = {attack.name: attack.build(run.model, ways) for attack in attacks}
-    with cpu_threads(config.threads), _progress(len(chosen) * len(attacks), console) as advance:
-        predictions = predict(run.model, source.batches(0), built, ways=ways, on_batch=advance)
+    part = world.part(len(source))
+    batches = islice(source.batches(0, start=part.start), len(part))
+    # The bar is that of the first process, whose part begins with the first image.
+    shown = min(part.stop * source.batch_size, len(chosen)) * len(attacks)
+    with cpu_threads(config.threads), _progress(shown, console) as advance:
+        predictions = predict(run.model, batches, built, ways=ways, on_batch=advance, world=world)
+    source.close()
     natural, numbers = aat_numbers(predictions)
     header = {
         "protocol": "aat",
@@ -113,7 +139,7 @@ def evaluate_run(
         "images": len(chosen),
         "images_in_split": len(split),
         "precision": "fp32",
-        "device": target.type,
+        "device": source.device.type,
         "natural": natural,
     }
     records = {
@@ -129,6 +155,8 @@ def evaluate_run(
         for attack in attacks
     }
     document = assemble(header, records)
+    if not world.writes:
+        return document
     write(path / file, document)
     console.print(accuracy_table(document))
     if (table := detection_table(document)) is not None:

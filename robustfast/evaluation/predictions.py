@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustfast.attacks import AttackReport, eval_mode
+from robustfast.distributed import World
 from robustfast.models import ThreeWay
 
 __all__ = ["AttackedPredictions", "Predictions", "predict"]
@@ -56,18 +57,20 @@ def predict(
     *,
     ways: str = "srn",
     on_batch: Callable[[int], None] = lambda images: None,
+    world: World | None = None,
 ) -> Predictions:
     """Predict natural and attacked images by every trained way; the model is in eval mode meanwhile.
 
     Args:
         model: the three-way model.
-        batches: (x float32 [B, C, H, W] in [0, 1], y int64 [B], index int64 [B]), at least one.
+        batches: (x float32 [B, C, H, W] in [0, 1], y int64 [B], index int64 [B]), at least one in all processes.
         attacks: name to an attack on `ways`.
         ways: the ways that were trained; the others are neither attacked nor predicted.
         on_batch: called after each batch and attack with the number of images attacked, for a progress bar.
+        world: the processes; each predicts `batches` of its own, which lie one after the other in the order of ranks.
 
     Returns:
-        Predictions on the CPU.
+        Predictions of all processes, in each of them, on the CPU.
     """
     labels: list[Tensor] = []
     natural: list[dict[str, Tensor]] = []
@@ -94,15 +97,37 @@ def predict(
                     }
                 )
                 on_batch(len(y))
-    return Predictions(
-        torch.cat(labels).cpu(),
-        _concatenate(natural),
+    mine = Predictions(
+        _joined(labels),
+        _by_way(natural),
         {
             name: AttackedPredictions(
-                _concatenate(own[name]), _concatenate(standard[name]), zero[name], nonfinite[name]
+                _by_way(own[name]), _by_way(standard[name]), zero[name], nonfinite[name]
             )
             for name in attacks
         },
+    )
+    return _of_all((world or World()).gather(mine))
+
+
+def _of_all(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of several processes as those of one; a process without batches has no ways."""
+    parts = [part for part in parts if part.natural]
+
+    def sums(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+        return {way: sum(count[way] for count in counts) for way in counts[0]}
+
+    attacked = {}
+    for name in parts[0].attacked:
+        found = [part.attacked[name] for part in parts]
+        attacked[name] = AttackedPredictions(
+            _by_way([part.own for part in found]),
+            _by_way([part.standard for part in found]),
+            sums([part.zero_gradient for part in found]),
+            sums([part.nonfinite_gradient for part in found]),
+        )
+    return Predictions(
+        _joined([part.labels for part in parts]), _by_way([part.natural for part in parts]), attacked
     )
 
 
@@ -111,5 +136,9 @@ def _labels(model: ThreeWay, x: Tensor, ways: str) -> dict[str, Tensor]:
         return {way: logits.argmax(dim=1) for way, logits in model.ways(x, ways).items()}
 
 
-def _concatenate(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {way: torch.cat([batch[way] for batch in batches]).cpu() for way in batches[0]}
+def _by_way(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {way: _joined([piece[way] for piece in pieces]) for way in (pieces[0] if pieces else ())}
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return torch.cat(pieces).cpu() if pieces else torch.empty(0, dtype=torch.int64)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from robustfast.attacks import ThreeWayPGD, eval_mode
-from robustfast.data import Dataset, feed
+from robustfast.data import Dataset, Feed, feed
 from robustfast.data.image_files import ImageFiles
+from robustfast.distributed import World
 from robustfast.models import ThreeWay
 from robustfast.seeds import derive
 from robustfast.training.config import TrainConfig
@@ -48,27 +49,41 @@ class HeldOutCheck:
     Args:
         model: the model; evaluated in eval mode and left as found.
         ways: the ways the objective trains.
-        dataset: the test split.
+        dataset: the test split, or training images that were set aside.
         config: the attack, batch size, and how many images to take, spread evenly over the split.
         precision: the arithmetic, as in training.
+        world: the processes, all of which hold the same model; each checks its part of the images, in batches of its
+            part of the batch size, and all get the same result.
     """
 
     def __init__(
-        self, model: ThreeWay, ways: str, dataset: Dataset, config: TrainConfig, precision: Precision
+        self,
+        model: ThreeWay,
+        ways: str,
+        dataset: Dataset | ImageFiles,
+        config: TrainConfig,
+        precision: Precision,
+        world: World | None = None,
     ) -> None:
         self.model = model
         self.ways = ways
         self.precision = precision
-        self.feed = feed(
-            spread(dataset, config.validate_images),
-            config.batch_size,
-            seed=config.seed,
-            device=precision.device,
-            augment=False,
-            channels_last=config.channels_last,
-            shuffle=False,
-            say=None,
-        )
+        self.world = world or World()
+        chosen = spread(dataset, config.validate_images)
+        part = self.world.part(len(chosen))
+        self.images, self.first = len(chosen), part.start
+        self.feed: Feed | None = None
+        if part:  # more processes than images leave some with nothing to check
+            self.feed = feed(
+                chosen.take(torch.arange(part.start, part.stop)),
+                -(-config.batch_size // self.world.size),
+                seed=config.seed,
+                device=precision.device,
+                augment=False,
+                channels_last=config.channels_last,
+                shuffle=False,
+                say=None,
+            )
         self.attack = ThreeWayPGD(
             model,
             ways.replace("s", "") or ways,
@@ -82,19 +97,19 @@ class HeldOutCheck:
         zero = torch.zeros((), dtype=torch.int64, device=self.precision.device)
         natural = dict.fromkeys(self.ways, zero)
         adversarial = dict.fromkeys(self.attack.ways, zero)
-        images = 0
         with eval_mode(self.model), self.precision.autocast():
-            for x, y, index, _ in self.feed.batches(0):
-                images += len(y)
-                attacked = self.attack(x, y, index, epoch=epoch)
+            for x, y, index, _ in () if self.feed is None else self.feed.batches(0):
+                attacked = self.attack(x, y, index + self.first, epoch=epoch)
                 with torch.no_grad():
                     for way, logits in self.model.ways(x, self.ways).items():
                         natural[way] = natural[way] + _correct(logits, y)
                     for way, x_adv in attacked.items():
                         adversarial[way] = adversarial[way] + _correct(self.model.way(way)(x_adv), y)
+        counts = self.world.sum(torch.stack([*natural.values(), *adversarial.values()])).tolist()
+        shares = [count / self.images for count in counts]
         return HeldOutResult(
-            {way: int(count) / images for way, count in natural.items()},
-            {way: int(count) / images for way, count in adversarial.items()},
+            dict(zip(natural, shares, strict=False)),
+            dict(zip(adversarial, shares[len(natural) :], strict=True)),
         )
 
 
