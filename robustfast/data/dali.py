@@ -72,12 +72,12 @@ class DaliFeed(Feed):
             else self._arrays(self.dataset, rows, epoch)
         )
         with _kept_while_used(self.device) as keep:
-            for row in rows:
-                pixels = self._next(outputs, row)
-                index = row.index.to(self.device, non_blocking=True)
+            for number, (index, share) in enumerate(rows):
+                pixels = self._next(outputs, rows[number : number + 2 * PREFETCH + 1])
+                index = index.to(self.device, non_blocking=True)
                 x = self._finish(pixels, index, epoch)
                 keep(pixels)
-                yield Batch(x, self._labels[index], index, row.share)
+                yield Batch(x, self._labels[index], index, share)
 
     def _arrays(self, dataset: Dataset, rows: list[Rows], epoch: int) -> Iterator[Tensor]:
         """uint8 [B, C, H, W] of each batch: its images are gathered here, cropped and mirrored by DALI."""
@@ -86,37 +86,26 @@ class DaliFeed(Feed):
         def inputs() -> Iterator[list[np.ndarray]]:
             for index, _ in rows:
                 images = dataset.images[index].numpy()
-                yield [images, *self._crops(index, epoch)] if self.augment else [images]
+                yield [images, *self._crops(index, epoch)]
 
         with self._pipeline(max(len(row.index) for row in rows), threads=1) as pipeline:
-            images, *crops = fn.external_source(
-                inputs(),
-                num_outputs=3 if self.augment else 1,
-                layout=["CHW", "", ""][: 3 if self.augment else 1],
-            )
+            images, *crops = fn.external_source(inputs(), num_outputs=1 + self._crop_inputs, layout=["CHW"])
             images = images.gpu() if self._on_gpu else images
-            pipeline.set_outputs(self._cut(images, *crops) if self.augment else images)
+            pipeline.set_outputs(self._cut(images, crops))
         return _outputs(pipeline)
 
     def _files(self, dataset: ImageFiles, rows: list[Rows], epoch: int) -> Iterator[Tensor]:
-        """As `_arrays`, of files that DALI reads in this order, decodes, and resizes from the windows it is given."""
+        """As `_arrays`, of files that DALI reads in this order and decodes, the windows of which it is told."""
         from nvidia.dali import fn, types
 
         order = torch.cat([index for index, _ in rows])
         size = len(rows[0].index)
-        windows = self._windows(dataset, order, epoch)
 
         def inputs() -> Iterator[list[np.ndarray]]:
             for first in range(0, len(order), size):
                 # The reader fills the last batch up with its last file, which the iterator takes off again.
-                places = torch.arange(first, first + size).clamp_(max=len(order) - 1)
-                corners = windows[places].float()
-                index = order[places]
-                yield [
-                    corners[:, [1, 0]].numpy(),
-                    corners[:, [3, 2]].numpy(),
-                    *(self._crops(index, epoch) if self.augment else ()),
-                ]
+                index = order[torch.arange(first, first + size).clamp_(max=len(order) - 1)]
+                yield [*self._windows(dataset, index, epoch), *self._crops(index, epoch)]
 
         with self._pipeline(size, threads=processors()) as pipeline:
             encoded, _ = fn.readers.file(
@@ -125,29 +114,33 @@ class DaliFeed(Feed):
                 pad_last_batch=True,
                 prefetch_queue_depth=PREFETCH,
             )
-            low, high, *crops = fn.external_source(inputs(), num_outputs=4 if self.augment else 2)
-            images = fn.decoders.image(
-                encoded,
-                device="mixed" if self._on_gpu else "cpu",
-                output_type=types.GRAY if dataset.channels == 1 else types.RGB,
-                adjust_orientation=False,
-            )
-            images = fn.resize(
-                images, size=[dataset.height, dataset.width], roi_start=low, roi_end=high, antialias=True
-            )
-            pipeline.set_outputs(self._cut(images, *crops) if self.augment else images)
+            low, high, *crops = fn.external_source(inputs(), num_outputs=2 + self._crop_inputs)
+            decoding = {
+                "device": "mixed" if self._on_gpu else "cpu",
+                "output_type": types.GRAY if dataset.channels == 1 else types.RGB,
+                "adjust_orientation": False,
+            }
+            resizing = {"size": [dataset.height, dataset.width], "antialias": True}
+            if self.crop == "resized":
+                images = fn.decoders.image_slice(encoded, start=low, end=high, axis_names="HW", **decoding)
+                images = fn.resize(images, **resizing)
+            else:
+                images = fn.decoders.image(encoded, **decoding)
+                images = fn.resize(images, roi_start=low, roi_end=high, **resizing)
+            pipeline.set_outputs(self._cut(images, crops))
         return (images.permute(0, 3, 1, 2) for images in _outputs(pipeline, reader="Reader"))
 
-    def _next(self, outputs: Iterator[Tensor], row: Rows) -> Tensor:
+    def _next(self, outputs: Iterator[Tensor], rows: list[Rows]) -> Tensor:
+        """The pixels of the first of `rows`; the others are those on which the pipeline may already work."""
         try:
             pixels = next(outputs)
-            if len(pixels) < len(row.index):
+            if len(pixels) < len(rows[0].index):
                 # The last batch can hold one image more for this process than the others did.
                 pixels = torch.cat([pixels, next(outputs)])
         except RuntimeError:
             if isinstance(self.dataset, ImageFiles):
-                # DALI's message has many lines and no file's name; reading the files one by one finds it.
-                for number in row.index.tolist():
+                # DALI's message has many lines and seldom a file's name; reading what it works ahead on finds it.
+                for number in torch.cat([index for index, _ in rows]).tolist():
                     self.dataset.read(number)
             raise
         return pixels
@@ -164,29 +157,39 @@ class DaliFeed(Feed):
             device = torch.cuda.current_device() if self.device.index is None else self.device.index
         return Pipeline(batch_size, threads, device, prefetch_queue_depth=PREFETCH, py_num_workers=0)
 
-    def _windows(self, dataset: ImageFiles, index: Tensor, epoch: int) -> Tensor:
-        """[B, 4]: the part of each file that is resized to the images' size, in pixels."""
+    def _windows(self, dataset: ImageFiles, index: Tensor, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """[B, 2] each, row before column: where the part of each file begins and ends that becomes the image."""
         assert self._sizes is not None
         sizes = self._sizes[index]
         if self.crop == "resized":
-            return draws.windows(sizes, index, seed=self.seed, epoch=epoch)
-        return draws.centres(sizes, dataset.width, dataset.height)
+            windows = draws.windows(sizes, index, seed=self.seed, epoch=epoch).int()
+        else:
+            windows = draws.centres(sizes, dataset.width, dataset.height).float()
+        return windows[:, [1, 0]].numpy(), windows[:, [3, 2]].numpy()
 
-    def _crops(self, index: Tensor, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """int32 [B, 2], where the crop begins (negative in the border of zeros), and int32 [B], whether to mirror."""
+    @property
+    def _crop_inputs(self) -> int:
+        """How many arrays `_crops` returns."""
+        return (1 if self.crop == "resized" else 2) if self.augment else 0
+
+    def _crops(self, index: Tensor, epoch: int) -> list[np.ndarray]:
+        """What `_cut` is told of each image: int32 [B], whether to mirror it, and int32 [B, 2], where a crop begins."""
+        if not self.augment:
+            return []
         top, left, mirror = draws.crops(index, seed=self.seed, epoch=epoch)
-        begin = torch.stack([top, left], dim=1).sub_(draws.PAD)
-        if self.crop == "resized":
-            begin.zero_()
-        return begin.int().numpy(), mirror.int().numpy()
+        begin = torch.stack([top, left], dim=1) - draws.PAD  # negative in the border of zeros
+        return [mirror.int().numpy(), begin.int().numpy()][: self._crop_inputs]
 
-    def _cut(self, images: Any, begin: Any, mirror: Any) -> Any:
+    def _cut(self, images: Any, crops: list[Any]) -> Any:
+        """Crop and mirror images in a pipeline; `crops` are the nodes that `_crops` fills."""
         from nvidia.dali import fn
 
-        if self.crop == "pad":
+        if len(crops) == 2:
             shape = [self.dataset.height, self.dataset.width]
-            images = fn.slice(images, start=begin, shape=shape, axis_names="HW", out_of_bounds_policy="pad")
-        return fn.flip(images, horizontal=mirror)
+            images = fn.slice(
+                images, start=crops[1], shape=shape, axis_names="HW", out_of_bounds_policy="pad"
+            )
+        return fn.flip(images, horizontal=crops[0]) if crops else images
 
 
 def _outputs(pipeline: Any, reader: str | None = None) -> Iterator[Tensor]:
