@@ -1,5 +1,7 @@
 """Triton kernel of augment. robustfast/reference/augment.py is the definition."""
 
+import struct
+
 import torch
 import triton
 import triton.language as tl
@@ -25,9 +27,9 @@ def _place(word, places):
 @triton.jit
 def _quotient(pixel, scale, T: tl.constexpr):
     if T.primitive_bitwidth == 64:
-        return pixel.to(T) / tl.cast(scale, T)
+        return pixel.to(T) / scale
     else:  # noqa: RET505 -- the compiler drops this branch only as an else
-        return tl.div_rn(pixel.to(T), tl.cast(scale, T))  # `/` of float32 is an approximation
+        return tl.div_rn(pixel.to(T), scale)  # `/` of float32 is an approximation
 
 
 @triton.jit
@@ -38,10 +40,10 @@ def _to_bfloat16(v):
     return ((bits >> 16) << 16).to(tl.float32, bitcast=True).to(tl.bfloat16)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=["seed", "scale_bits"])
 def _take_kernel(
     images_ptr, index_ptr, out_ptr, images, image, channel, row, pixel, channels, height, width, places, blocks,
-    seed: tl.int64, scale: tl.float64,
+    seed: tl.int64, scale_bits: tl.int64,
     FLIP: tl.constexpr, LAST: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample = (tl.program_id(0) // blocks).to(tl.int64)
@@ -69,6 +71,7 @@ def _take_kernel(
     value = tl.load(images_ptr + at, mask=e < n, other=0)
     kind: tl.constexpr = out_ptr.dtype.element_ty
     if kind != tl.uint8:
+        scale = tl.cast(scale_bits, tl.int64).to(tl.float64, bitcast=True).to(T)
         value = _quotient(value, scale, T)
         if kind == tl.bfloat16:
             value = _to_bfloat16(value)
@@ -89,8 +92,11 @@ def launch(
     n = dense.numel() // batch
     block = min(_BLOCK, triton.next_power_of_2(n))
     blocks = triton.cdiv(n, block)
+    # As an integer, since a Python float reaches the kernel in float32.
+    (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
     _take_kernel[(batch * blocks,)](
-        images, index.contiguous(), dense, images.shape[0], *images.stride(), *size, 2 * pad + 1, blocks, seed, scale,
+        images, index.contiguous(), dense, images.shape[0], *images.stride(), *size, 2 * pad + 1, blocks,
+        seed, scale_bits,
         FLIP=flip, LAST=count > 1, T=tl.float64 if out.dtype == torch.float64 else tl.float32, BLOCK=block,
         **NO_FMA, **_ASSERT,
     )  # fmt: skip
