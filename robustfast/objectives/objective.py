@@ -35,7 +35,8 @@ class Objective:
 
     The engine calls `prepare` once, then for every batch `begin` and `phases`; around each phase it clears
     gradients, scales, runs backward and steps. An objective does none of these, and leaves every module in the
-    mode it found it in.
+    mode it found it in. Where a batch is computed in parts, each part has a `phases` of its own, and all of them
+    come to a phase before any goes on to the next.
 
     Args:
         model: what is trained.
@@ -72,6 +73,21 @@ class Objective:
         """Optimizer name -> the parameters it moves. The others receive no gradient."""
         chosen = {id(p) for way in self.main_ways for p in self.model.way(way).parameters()}
         return {"model": [p for p in self.model.parameters() if id(p) in chosen]}
+
+    def optimizers(self) -> dict[str, dict[str, Any]]:
+        """Optimizer name -> what it has otherwise than the run's configuration says, by field.
+
+        "lr" is a factor, as the schedule goes for all; "optimizer", "momentum", "nesterov", "betas", "weight_decay",
+        "clip_norm" and "clip_value" replace the field of that name.
+        """
+        return {}
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Networks of this objective beside the model, such as discriminators, by name.
+
+        Checkpoints hold their weights. They are built with the objective, on the model's device.
+        """
+        return {}
 
     def prepare(self, dataset: Dataset) -> None:
         """Called once before the first step, with the training split. Most objectives need nothing from it."""

@@ -1,4 +1,4 @@
-"""Mixed precision: which arithmetic the model runs in, and the loss scaling that half precision needs."""
+"""Mixed precision: which arithmetic the model runs in, and the loss scale that half precision needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustfast.errors import UserError
 from robustfast.registry import lookup
 
-__all__ = ["PRECISIONS", "Precision"]
+__all__ = ["PRECISIONS", "LossScale", "Precision"]
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -20,13 +20,16 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 class Precision:
     """The arithmetic of one run.
 
-    bf16 and fp16 are autocast: convolutions and matrix products in the short type; weights, batch-norm statistics and
-    losses in float32. fp16 also scales the loss, since gradients under 6e-8 would vanish, and skips a step whose
-    gradients overflow.
+    bf16 and fp16 are autocast: convolutions and matrix products in the short type; images, weights, batch-norm
+    statistics and losses in float32.
 
     Args:
         name: "fp32", "bf16" or "fp16".
         device: where the model lies.
+
+    Attributes:
+        device: the argument.
+        dtype: the short type; None for fp32.
 
     Raises:
         UserError: an unknown name, or this PyTorch cannot compute in it on this device.
@@ -35,7 +38,6 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         self.device = device
         self.dtype = lookup("precision", PRECISIONS, name)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
         if self.dtype is not None:
             _try(name, self.dtype, device)
 
@@ -49,14 +51,59 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=False)
 
-    def backward(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
-        """Accumulate the (scaled) gradient of `loss` into `parameters` alone."""
-        self.scaler.scale(loss).backward(inputs=list(parameters))
+    def loss_scale(self) -> LossScale | None:
+        """A new loss scale where this arithmetic needs one."""
+        return LossScale(self.device) if self.dtype == torch.float16 else None
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step with the gradients scaled back; adapt the scale after each phase, whichever optimizer it moved."""
-        self.scaler.step(optimizer)
-        self.scaler.update()
+
+class LossScale:
+    """What the losses of one optimizer are multiplied by, so that their gradients do not vanish in half precision.
+
+    fp16 has no numbers under 6e-8. A step whose scaled gradient overflows is left out and the scale halved; after 2,000
+    steps in a row without one it doubles. The law is that of `torch.amp.GradScaler`. One scale belongs to one
+    optimizer: gradients of a discriminator and of an encoder differ in size, and where one overflows, the other one's
+    step is as good as ever. A scale never waits for the device.
+
+    Args:
+        device: where the gradients are.
+
+    Attributes:
+        value: the scale, float32 [].
+    """
+
+    START, GROWTH, BACKOFF, INTERVAL = 2.0**16, 2.0, 0.5, 2000
+
+    def __init__(self, device: torch.device) -> None:
+        self.value = torch.full((), self.START, device=device)
+        self._good = torch.zeros((), dtype=torch.int32, device=device)
+
+    def unscale(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Divide the gradients by the scale, in place.
+
+        Returns:
+            1 where one of them was not finite, else 0: float32 [].
+        """
+        overflow = torch.zeros_like(self.value)
+        if gradients:
+            inverse = self.value.double().reciprocal().float()
+            torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), overflow, inverse)
+        return overflow
+
+    def update(self, overflow: Tensor) -> None:
+        """Adapt the scale, once for each step, to what `unscale` returned."""
+        torch._amp_update_scale_(self.value, self._good, overflow, self.GROWTH, self.BACKOFF, self.INTERVAL)
+
+    @property
+    def exhausted(self) -> Tensor:
+        """Whether gradients overflow at every scale, bool []: below 1 they are not even finite as they are."""
+        return self.value < 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"value": self.value, "good": self._good}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.value.copy_(state["value"])
+        self._good.copy_(state["good"])
 
 
 def _try(name: str, dtype: torch.dtype, device: torch.device) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from robustfast.errors import UserError
 from robustfast.training import precision as precision_module
-from robustfast.training.precision import Precision
+from robustfast.training.precision import PRECISIONS, LossScale, Precision
 
 CPU = torch.device("cpu")
 
@@ -33,18 +33,38 @@ def test_a_pass_without_gradients_does_not_cut_those_of_the_next() -> None:
         with torch.no_grad():
             linear(torch.ones(1, 2))
         loss = linear(torch.ones(1, 2)).float().sum()
-    runner.backward(loss, list(linear.parameters()))
+    loss.backward()
     assert torch.equal(linear.weight.grad, torch.ones(2, 2))
 
 
-def test_scaled_gradients_come_back_to_size() -> None:
-    weight = nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
-    runner = Precision("fp16", CPU)
-    runner.backward((0.25 * weight).sum(), [weight])
-    assert float(weight.grad) > 1
-    runner.step(optimizer)
-    assert float(weight.detach()) == 0.75
+def test_only_half_precision_scales_its_losses() -> None:
+    assert [Precision(name, CPU).loss_scale() is not None for name in PRECISIONS] == [False, False, True]
+
+
+def test_the_loss_scale_is_torchs() -> None:
+    """Against `torch.amp.GradScaler`: what the gradients become, what counts as an overflow, how the scale moves."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    theirs = torch.amp.GradScaler("cpu", growth_interval=3)
+    ours = LossScale(CPU)
+    ours.INTERVAL = 3  # type: ignore[misc]
+    fine, huge = torch.tensor([0.25, 0.0, -3.0]), torch.tensor([0.25, float("inf"), 0.0])
+    for gradient in (fine, huge, huge, fine, fine, fine, fine, torch.full((3,), float("nan")), fine):
+        weight.grad = theirs.scale(gradient.clone())
+        mine = gradient * ours.value
+        before = weight.detach().clone()
+        theirs.step(optimizer)
+        theirs.update()
+        overflow = ours.unscale([mine])
+        ours.update(overflow)
+        assert bool(overflow) == torch.equal(weight, before)
+        if not overflow:
+            assert torch.equal(mine, gradient)
+        assert float(ours.value) == theirs.get_scale()
+
+
+def test_without_gradients_nothing_overflows() -> None:
+    assert float(LossScale(CPU).unscale([])) == 0
 
 
 def test_unknown_and_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
