@@ -8,12 +8,22 @@ from collections.abc import Callable
 from robustfast.registry import lookup
 from robustfast.training.config import TrainConfig
 
-__all__ = ["SCHEDULES", "learning_rate", "multistep", "onecycle"]
+__all__ = ["SCHEDULES", "constant", "cosine", "learning_rate", "multistep", "onecycle", "warmup"]
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """Learning rate of the step with this 0-based number over the whole run of `config`."""
-    return config.lr * lookup("schedule", SCHEDULES, config.schedule)(config, step, steps_per_epoch)
+    schedule = lookup("schedule", SCHEDULES, config.schedule)
+    return config.lr * warmup(config, step, steps_per_epoch) * schedule(config, step, steps_per_epoch)
+
+
+def warmup(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """k/W for step number k, from 1, of the first W = ``config.warmup`` epochs, then 1 (Goyal et al. 2017).
+
+    No step has rate 0, which would move nothing. W need not be whole.
+    """
+    steps = config.warmup * steps_per_epoch
+    return 1.0 if step + 1 >= steps else (step + 1) / steps
 
 
 def multistep(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
@@ -33,6 +43,16 @@ def onecycle(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     return _cosine(1.0, 1 / 250_000, (step - top) / (last - top))
 
 
+def cosine(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Half a cosine from 1 to 0 over all steps (Loshchilov and Hutter 2017, equation 5, without restarts)."""
+    return _cosine(1.0, 0.0, step / (config.epochs * steps_per_epoch))
+
+
+def constant(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """1 throughout."""
+    return 1.0
+
+
 def _cosine(start: float, end: float, fraction: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
 
@@ -40,4 +60,6 @@ def _cosine(start: float, end: float, fraction: float) -> float:
 SCHEDULES: dict[str, Callable[[TrainConfig, int, int], float]] = {
     "multistep": multistep,
     "onecycle": onecycle,
+    "cosine": cosine,
+    "constant": constant,
 }
