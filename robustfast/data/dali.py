@@ -5,9 +5,11 @@ DALI draws nothing: order, windows and mirroring are this project's and are fed 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
 import sys
+import traceback
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -53,7 +55,7 @@ class DaliFeed(Feed):
         if reason := missing():
             raise UserError(f"--loader dali: {reason}, or take --loader torch")
         try:
-            pass
+            importlib.import_module("nvidia.dali.plugin.pytorch")
         except Exception as error:
             raise UserError(
                 f"--loader dali: DALI is installed but does not import ({error!r}): reinstall it or take --loader torch"
@@ -137,7 +139,9 @@ class DaliFeed(Feed):
             if len(pixels) < len(rows[0].index):
                 # The last batch can hold one image more for this process than the others did.
                 pixels = torch.cat([pixels, next(outputs)])
-        except RuntimeError:
+        except RuntimeError as error:
+            # Its frames hold the pipeline, whose threads would live as long as the error does.
+            traceback.clear_frames(error.__traceback__)
             if isinstance(self.dataset, ImageFiles):
                 # DALI's message has many lines and seldom a file's name; reading what it works ahead on finds it.
                 for number in torch.cat([index for index, _ in rows]).tolist():

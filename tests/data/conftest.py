@@ -1,4 +1,7 @@
-"""What the data tests share: the real sets where they are at hand, and writers of the published formats."""
+"""What the data tests share: the real sets where they are at hand, and writers of the published formats.
+
+Puts toy_feeds.py, which the tests of the loaders share, where imports find it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ import pytest
 
 from robustfast.data import load
 from robustfast.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 REAL_DATA = Path(os.environ.get("ROBUSTFAST_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

@@ -7,31 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_feeds import epoch_of, toy
 
-from robustfast.data import Dataset, draws
+from robustfast.data import Dataset
 from robustfast.data.resident import ResidentFeed
 from robustfast.reference.philox import philox4x32
 from robustfast.seeds import derive
-
-
-def toy(samples=37, channels=3, height=7, width=9, scale=255.0, **fields) -> Dataset:
-    generator = torch.Generator().manual_seed(0)
-    return Dataset(
-        name="toy",
-        images=torch.randint(
-            0, int(scale) + 1, (samples, channels, height, width), generator=generator, dtype=torch.uint8
-        ),
-        labels=torch.arange(samples) % 3,
-        classes=("a", "b", "c"),
-        scale=scale,
-        **fields,
-    )
-
-
-def epoch_of(feed: ResidentFeed, epoch: int, start: int = 0):
-    """Return x, y, index of the whole epoch, the batches joined."""
-    x, y, index, _ = zip(*feed.batches(epoch, start), strict=True)
-    return torch.cat(x), torch.cat(y), torch.cat(index)
 
 
 @given(
@@ -87,21 +68,6 @@ def test_augmentation_image_by_image(channels, channels_last):
         window = padded[sample, :, top : top + 7, left : left + 9]
         window = window[:, :, ::-1] if mirror >= 0.5 else window
         assert np.array_equal(image.numpy(), window.astype(np.float32) / np.float32(255))
-
-
-def test_crops_flips_and_order_are_uniform():
-    samples = 20_000
-    top, left, mirror = draws.crops(torch.arange(samples), seed=0, epoch=0)
-    # Five standard deviations of a count of `samples` draws with chance p.
-    for offsets in (top, left):
-        counts = offsets.bincount(minlength=9)
-        assert len(counts) == 9
-        assert (counts - samples / 9).abs().max() < 5 * (samples / 9 * 8 / 9) ** 0.5
-    assert abs(int(mirror.sum()) - samples / 2) < 5 * (samples / 4) ** 0.5
-    # A sample's place in the order has nothing to do with its number: correlation below 5 / sqrt(samples).
-    order = draws.order(samples, seed=0, epoch=0)
-    pairs = torch.stack([torch.arange(samples), order]).double()
-    assert abs(float(torch.corrcoef(pairs)[0, 1])) < 5 / samples**0.5
 
 
 @pytest.mark.parametrize("augment", [False, True])

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import importlib
+import random
+
+import numpy as np
+import pytest
+import torch
+from toy_feeds import assert_same, children, epoch_of, threads, toy
+
+from robustfast.data import feed
+from robustfast.data.image_files import ImageFiles
+from robustfast.data.torch_loader import TorchFeed
+
+
+@pytest.fixture
+def files(photograph, tmp_path) -> ImageFiles:
+    paths = tuple(photograph(tmp_path / f"{number:02d}.jpg", number, (40, 36)) for number in range(11))
+    return ImageFiles("pictures", paths, torch.arange(11) % 2, ("a", "b"), image_size=16)
+
+
+def states() -> tuple:
+    return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("kind", ["array", "files"])
+def test_no_global_generator_is_read_or_set(kind, files):
+    source = feed(files if kind == "files" else toy(), 4, loader="torch", seed=0, augment=True)
+    before = states()
+    first = list(source.batches(0))
+    assert states() == before
+    torch.manual_seed(99)
+    assert_same(list(source.batches(0)), first)
+
+
+def test_arrays_are_gathered_in_this_process():
+    before = children()
+    batches = feed(toy(), 4, loader="torch", seed=0, augment=True).batches(0)
+    next(batches)
+    assert children() == before
+
+
+def test_no_process_outlives_its_epoch(files, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("robustfast.data.torch_loader"), "processors", lambda: 2)
+    source = feed(files, 4, loader="torch", seed=0, augment=True)
+    before, before_threads = children(), threads()
+    epoch_of(source, 0)
+    assert children() == before
+    batches = source.batches(1)
+    next(batches)
+    assert len(children() - before) == 2
+    source.close()
+    assert children() == before
+    assert threads() <= before_threads
+    assert list(batches) == []
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_number_of_processes_changes_nothing(files, monkeypatch, workers):
+    expected = list(feed(files, 2, loader="torch", seed=0, augment=True, crop="resized").batches(0))
+    monkeypatch.setattr(
+        importlib.import_module("robustfast.data.torch_loader"), "processors", lambda: workers
+    )
+    found = list(feed(files, 2, loader="torch", seed=0, augment=True, crop="resized").batches(0))
+    assert_same(found, expected)
+
+
+def test_skipped_batches_are_not_computed(monkeypatch, files):
+    taken = []
+    take = TorchFeed._take
+    monkeypatch.setattr(TorchFeed, "_take", lambda self, *args: taken.append(args) or take(self, *args))
+    assert len(list(feed(toy(40), 5, loader="torch", seed=2).batches(0, start=6))) == len(taken) == 2
+    source = feed(files, 4, loader="torch", seed=0, shuffle=False)
+    assert (source.dataset.channels, source.dataset.width) == (3, 16)
+    for path in files.files[:8]:
+        path.write_bytes(b"no image")
+    (batch,) = source.batches(0, start=2)
+    assert batch.index.tolist() == [8, 9, 10]
+
+
+def test_parts_are_the_windows_that_were_drawn(files):
+    """Each image is what Pillow makes of its window, mirrored where that was drawn."""
+    from PIL import Image
+
+    from robustfast.data import draws
+
+    source = feed(files, 4, loader="torch", seed=7, augment=True, crop="resized")
+    x, y, index = epoch_of(source, 3)
+    assert torch.equal(y, files.labels[index])
+    windows = draws.windows(torch.tensor([[40, 36]]).expand(11, 2), index, seed=7, epoch=3)
+    _, _, mirror = draws.crops(index, seed=7, epoch=3)
+    for image, number, window, turned in zip(x, index, windows.tolist(), mirror, strict=True):
+        with Image.open(files.files[number]) as whole:
+            part = whole.crop(window).resize((16, 16), Image.Resampling.BILINEAR)
+        expected = torch.from_numpy(np.array(part)).permute(2, 0, 1)
+        expected = expected.flip(2) if turned else expected
+        assert torch.equal(image, (expected.double() / 255).float())
