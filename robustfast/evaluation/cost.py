@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from robustfast.data import Dataset
+from robustfast.data import Dataset, ImageFiles
 from robustfast.evaluation.attacks import EvaluationAttack
 from robustfast.models import backbone
 from robustfast.registry import lookup
@@ -93,7 +93,7 @@ def passes_left(
     return passes + test * evaluation_passes(attacks, ways)
 
 
-def seconds_per_pass(config: TrainConfig, dataset: Dataset) -> float:
+def seconds_per_pass(config: TrainConfig, dataset: Dataset | ImageFiles) -> float:
     """Seconds of one F on one image, from a forward and input-gradient pass of the run's backbone on its device.
 
     Batches double until one takes 0.3 s or has the run's size: less is noise, more is waiting.
@@ -110,7 +110,8 @@ def seconds_per_pass(config: TrainConfig, dataset: Dataset) -> float:
     precision = Precision(config.precision, device)
 
     def run(batch: int) -> float:
-        x = torch.full((batch, *dataset.images.shape[1:]), 0.5, device=device, requires_grad=True)
+        shape = (batch, dataset.channels, dataset.height, dataset.width)
+        x = torch.full(shape, 0.5, device=device, requires_grad=True)
         x = x.to(memory_format=layout)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from robustfast.data import Dataset
+from robustfast.data import Dataset, ImageFiles
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
 from robustfast.models.stored_state import fits_the_model, load
@@ -67,7 +67,7 @@ class PI(Objective):
 
     main_ways = "srn"
 
-    def prepare(self, dataset: Dataset) -> None:
+    def prepare(self, dataset: Dataset | ImageFiles) -> None:
         path = self.config.pseudo_inputs
         if path is not None and path.exists():
             tensors = _read(path)
@@ -91,7 +91,7 @@ class PI(Objective):
             losses["standard"] = F.cross_entropy(self.model.way("s")(x), y)
         yield Phase("model", sum(losses.values()), {name: loss.detach() for name, loss in losses.items()})
 
-    def _invert(self, dataset: Dataset) -> dict[str, Tensor]:
+    def _invert(self, dataset: Dataset | ImageFiles) -> dict[str, Tensor]:
         config = self.config
         if config.robust_weights is None or config.standard_weights is None:
             raise UserError(
@@ -104,7 +104,7 @@ class PI(Objective):
             "non_robust": _encoder(self.model, config.standard_weights, "n"),
         }
         device = next(self.model.parameters()).device
-        images = dataset.images.to(device, torch.float32) / dataset.scale
+        images = dataset.decode().images.to(device, torch.float32) / dataset.scale
         draws = torch.Generator().manual_seed(derive(self.seed, "pseudo-inputs"))
         # Each image starts from the next one of a random cycle, so never from itself.
         cycle = torch.randperm(len(images), generator=draws)
@@ -156,8 +156,8 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
         raise UserError(f"cannot write {path}: {error}; choose another --objective.pseudo-inputs") from error
 
 
-def _check(tensors: dict[str, Tensor], dataset: Dataset, path: Path | None) -> None:
-    images = tuple(dataset.images.shape)
+def _check(tensors: dict[str, Tensor], dataset: Dataset | ImageFiles, path: Path | None) -> None:
+    images = (len(dataset), dataset.channels, dataset.height, dataset.width)
     expected = {
         "robust": (torch.float32, images),
         "non_robust": (torch.float32, images),

@@ -24,6 +24,14 @@ def test_sizes():
     assert (len(toy), toy.num_classes, toy.channels, toy.height, toy.width) == (4, 2, 3, 5, 6)
 
 
+def test_a_part_and_what_is_decoded_already():
+    toy = dataset(images=torch.arange(360, dtype=torch.uint8).view(4, 3, 5, 6))
+    part = toy.take(torch.tensor([3, 0]))
+    assert torch.equal(part.images, toy.images[[3, 0]])
+    assert part.labels.tolist() == [1, 0]
+    assert toy.decode() is toy
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -3,10 +3,11 @@ import copy
 import pytest
 import torch
 from hand_made import cross_entropy, hand_made_model, images
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from robustfast.attacks import AttackConfig
-from robustfast.data import Dataset
+from robustfast.data import Dataset, load
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
 from robustfast.objectives import PI
@@ -114,6 +115,20 @@ def test_pseudo_inputs_are_made_from_two_trained_models_and_kept(digits_model, d
     # The file now stands for the weights.
     again = prepared(digits_model, dataset, pseudo_inputs=fields["pseudo_inputs"])
     assert torch.equal(again.non_robust, made.non_robust)
+
+
+def test_image_files_are_inverted_as_their_decoded_images_are(digits_model, tmp_path):
+    for number in range(3):
+        (tmp_path / "train" / str(number)).mkdir(parents=True)
+        pixels = torch.randint(256, (8, 8), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / "train" / str(number) / "0.png")
+    weights = checkpoint(digits_model, tmp_path / "at.pt")
+    fields = {"robust_weights": weights, "standard_weights": weights, "steps": 2, "step_size": 0.1}
+    files = load("image_folder", "train", tmp_path)
+    made, expected = (prepared(digits_model, each, **fields) for each in (files, files.decode()))
+    assert made.robust.shape == (3, 1, 8, 8)
+    assert torch.equal(made.robust, expected.robust)
+    assert made.labels.tolist() == [0, 1, 2]
 
 
 def test_without_a_file_and_weights_it_says_what_to_give(digits_model, dataset, tmp_path):
