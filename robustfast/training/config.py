@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,8 @@ class TrainConfig:
     method: tyro.conf.Suppress[str]
     """Name of the objective in `OBJECTIVES`; `objective` holds its fields."""
     dataset: str
-    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, svhn or image_folder."""
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, svhn, image_folder, tiny_imagenet, imagenette or
+    restricted_imagenet."""
     model: str
     """Backbone of both encoders: digits_cnn, small_cnn, preact_resnet18, wide_resnet34_10."""
     objective: Any
@@ -42,27 +44,27 @@ class TrainConfig:
     epochs: int
     """Passes over the training images."""
     batch_size: int
-    """Images a step."""
+    """Images a step, those of all processes together."""
     lr: float
     """Learning rate: the first of `multistep`, the highest of `onecycle`."""
     weight_decay: float
-    """L2 penalty, added to every gradient."""
+    """L2 penalty of the weights; `optimizer` says how it acts."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: weight decay joins the gradient. adamw: weight decay apart from it."""
     optimizer_impl: Literal["auto", "torch", "apex"] = "auto"
-    """Whose fused optimizer: torch's own, or NVIDIA apex's where its compiled modules are; auto is torch."""
+    """Whose fused kernels: torch's own or, where they are built, NVIDIA apex's; auto is torch."""
     momentum: float = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
     """Nesterov's momentum."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's two running means."""
+    """Decays of AdamW's two running means."""
     schedule: Literal["multistep", "onecycle", "cosine", "constant"] = "multistep"
     """multistep: a tenth after each milestone. onecycle: up and down along cosines. cosine: down to 0 along one."""
     milestones: tuple[int, ...] = ()
     """Epochs after which `multistep` divides the learning rate by ten."""
     warmup: float = 0.0
-    """Epochs over which the learning rate grows linearly from 0 to where the schedule is."""
+    """Epochs, also parts of one, over which the learning rate grows linearly from near 0 to where the schedule is."""
     clip_norm: float = 0.0
     """Scale the gradient of each step down to this l2 norm where it is longer; 0: never."""
     clip_value: float = 0.0
@@ -73,7 +75,7 @@ class TrainConfig:
     """Average of the weights over the steps, which is then what is checked and evaluated: exponential (ema) or, from
     `swa_start` on, plain (swa)."""
     ema_decay: float = 0.999
-    """Weight of the past in each step of the exponential average."""
+    """Weight of the past in each step of the exponential average; less in its first steps."""
     swa_start: float = 0.75
     """Share of the training after which the plain average begins."""
     early_stop: int = 0
@@ -109,7 +111,7 @@ class TrainConfig:
     data_dir: Path | None = None
     """Folder of the data sets; without it $ROBUSTFAST_DATA, else ./data."""
     image_size: int | None = None
-    """Side in pixels to which the images of image_folder are brought; without it they must all have one size."""
+    """Side in pixels to which image files are brought; without it those of image_folder must have one size."""
     out: Path | None = None
     """Run folder, which must be new or empty; without it the next free runs/PRESET-seedN."""
     checkpoint_steps: int = 0
@@ -122,27 +124,9 @@ class TrainConfig:
     """Write TensorBoard events (where the tensorboard package is installed)."""
 
     def __post_init__(self) -> None:
-        at_least = {
-            "epochs": 1,
-            "batch_size": 1,
-            "checkpoint_steps": 0,
-            "threads": 0,
-            "validate_every": 0,
-            "validate_images": 0,
-        }
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise UserError(f"--{_flag(name)} {getattr(self, name)}: expected at least {least}")
-        for name in ("lr", "weight_decay", "momentum"):
-            # Written so that nan fails too.
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(
-                    f"--{_flag(name)} {getattr(self, name)}: expected a finite number of at least 0"
-                )
-        if self.milestones != tuple(sorted(set(self.milestones))):
-            raise UserError(
-                f"--milestones {','.join(map(str, self.milestones))}: expected growing epochs, as in 75,90,100"
-            )
+        _check_names(self)
+        _check_numbers(self)
+        _check_combinations(self)
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
@@ -191,6 +175,96 @@ def _changed(new: dict[str, Any], old: dict[str, Any], prefix: str = "") -> list
 
 def _flag(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _check_names(config: TrainConfig) -> None:
+    """Every field that takes one of a few names has one: configurations are also made in Python and read from files."""
+    for field, names in _names().items():
+        if (value := getattr(config, field)) not in names:
+            raise UserError(f"--{_flag(field)} {value!r}: expected one of {', '.join(names)}")
+
+
+@cache
+def _names() -> dict[str, tuple[str, ...]]:
+    hints = typing.get_type_hints(TrainConfig).items()
+    return {field: typing.get_args(hint) for field, hint in hints if typing.get_origin(hint) is Literal}
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    at_least = {
+        "epochs": 1,
+        "batch_size": 1,
+        "accumulate": 1,
+        "early_stop": 0,
+        "hold_out": 0,
+        "checkpoint_steps": 0,
+        "threads": 0,
+        "validate_every": 0,
+        "validate_images": 0,
+    }
+    for field, least in at_least.items():
+        if (value := getattr(config, field)) < least:
+            raise UserError(f"--{_flag(field)} {value}: expected at least {least}")
+    # Comparisons from here on are written so that nan fails them.
+    for field in ("lr", "weight_decay", "momentum", "warmup", "clip_norm", "clip_value"):
+        if not 0 <= (value := getattr(config, field)) < float("inf"):
+            raise UserError(f"--{_flag(field)} {value}: expected a finite number of at least 0")
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise UserError(f"--betas {' '.join(map(str, config.betas))}: expected two numbers in [0, 1)")
+    if not 0 < config.ema_decay < 1:
+        raise UserError(f"--ema-decay {config.ema_decay}: expected a number between 0 and 1, as 0.999")
+    if not 0 <= config.swa_start < 1:
+        raise UserError(
+            f"--swa-start {config.swa_start}: expected a share of the training in [0, 1), as 0.75"
+        )
+    if config.milestones != tuple(sorted(set(config.milestones))):
+        raise UserError(
+            f"--milestones {','.join(map(str, config.milestones))}: expected growing epochs, as in 75,90,100"
+        )
+
+
+def _check_combinations(config: TrainConfig) -> None:
+    """Refuse fields that contradict each other; what data or machine decide is refused where these are known."""
+    if config.accumulate > config.batch_size:
+        raise UserError(
+            f"--accumulate {config.accumulate}: expected at most --batch-size, {config.batch_size}, an image a part"
+        )
+    if config.clip_norm and config.clip_value:
+        raise UserError(
+            f"--clip-norm {config.clip_norm} and --clip-value {config.clip_value}: expected one of them, the other 0"
+        )
+    if config.warmup >= config.epochs:
+        raise UserError(f"--warmup {config.warmup}: expected fewer than the {config.epochs} of --epochs")
+    if config.warmup and config.schedule == "onecycle":
+        raise UserError(
+            f"--warmup {config.warmup} with --schedule onecycle, which warms up by itself: leave it out, or take "
+            f"another schedule"
+        )
+    if config.nesterov and not (config.optimizer == "sgd" and config.momentum):
+        raise UserError("--nesterov is a momentum of SGD: expected --optimizer sgd and a --momentum above 0")
+    if config.early_stop and not config.hold_out:
+        raise UserError(
+            f"--early-stop {config.early_stop} without --hold-out: expected a number of training images to set aside "
+            f"and go by, as --hold-out 1000; to go by test images is to train on them"
+        )
+    if config.hold_out and not config.validate_every:
+        raise UserError(
+            f"--hold-out {config.hold_out} with --validate-every 0 sets images aside for checks that never are: "
+            f"expected --validate-every of at least 1, or --hold-out 0"
+        )
+    if config.optimizer_impl == "apex" and config.device == "cpu":
+        raise UserError(
+            "--optimizer-impl apex with --device cpu: apex runs on a GPU only, take --optimizer-impl torch"
+        )
+    if config.whole_step == "graph" and config.device == "cpu":
+        raise UserError(
+            "--whole-step graph with --device cpu: a CUDA graph needs a GPU, take --whole-step eager"
+        )
+    if config.whole_step == "graph" and config.optimizer_impl == "apex":
+        raise UserError(
+            "--whole-step graph with --optimizer-impl apex: the host decides on each step of apex's, which no graph "
+            "holds; take --optimizer-impl torch"
+        )
 
 
 def _build(kind: type, values: dict[str, Any], kinds: dict[str, type]) -> Any:

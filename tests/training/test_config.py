@@ -57,8 +57,93 @@ def test_configuration_of_another_version() -> None:
         ({"momentum": -0.1}, r"--momentum -0.1"),
         ({"weight_decay": float("inf")}, r"--weight-decay inf"),
         ({"milestones": (90, 75)}, r"--milestones 90,75: expected growing epochs"),
+        ({"accumulate": 0}, r"--accumulate 0: expected at least 1"),
+        ({"early_stop": -1}, r"--early-stop -1: expected at least 0"),
+        ({"hold_out": -1}, r"--hold-out -1: expected at least 0"),
+        ({"warmup": -0.5}, r"--warmup -0.5: expected a finite number of at least 0"),
+        ({"clip_norm": float("nan")}, r"--clip-norm nan: expected a finite number"),
+        ({"clip_value": -1.0}, r"--clip-value -1.0: expected a finite number"),
+        ({"betas": (0.9, 1.0)}, r"--betas 0.9 1.0: expected two numbers in \[0, 1\)"),
+        ({"ema_decay": 1.0}, r"--ema-decay 1.0: expected a number between 0 and 1"),
+        ({"ema_decay": float("nan")}, r"--ema-decay nan"),
+        ({"swa_start": 1.0}, r"--swa-start 1.0: expected a share of the training in \[0, 1\)"),
+        ({"optimizer": "adam"}, r"--optimizer 'adam': expected one of sgd, adamw"),
+        ({"schedule": "step"}, r"--schedule 'step': expected one of multistep, onecycle, cosine, constant"),
+        ({"average": "mean"}, r"--average 'mean': expected one of none, ema, swa"),
+        ({"precision": "fp8"}, r"--precision 'fp8': expected one of fp32, bf16, fp16"),
+        ({"batch_norm": "global"}, r"--batch-norm 'global': expected one of local, sync"),
     ],
 )
 def test_fields_out_of_range(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as failure:
         replace(CONFIG, **fields)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 8, "accumulate": 9}, r"--accumulate 9: expected at most --batch-size, 8"),
+        (
+            {"clip_norm": 1.0, "clip_value": 0.1},
+            r"--clip-norm 1.0 and --clip-value 0.1: expected one of them",
+        ),
+        ({"warmup": 40.0, "schedule": "cosine"}, r"--warmup 40.0: expected fewer than the 40 of --epochs"),
+        ({"warmup": 1.0}, r"--warmup 1.0 with --schedule onecycle, which warms up by itself"),
+        ({"nesterov": True, "optimizer": "adamw"}, r"--nesterov is a momentum of SGD"),
+        ({"nesterov": True, "momentum": 0.0}, r"--nesterov .* --momentum above 0"),
+        ({"early_stop": 5}, r"--early-stop 5 without --hold-out: .* as --hold-out 1000"),
+        ({"hold_out": 100, "validate_every": 0}, r"--hold-out 100 with --validate-every 0"),
+        ({"optimizer_impl": "apex", "device": "cpu"}, r"--optimizer-impl apex with --device cpu"),
+        ({"whole_step": "graph", "device": "cpu"}, r"--whole-step graph with --device cpu"),
+        ({"whole_step": "graph", "optimizer_impl": "apex"}, r"--whole-step graph with --optimizer-impl apex"),
+    ],
+)
+def test_fields_that_contradict_each_other(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as failure:
+        replace(CONFIG, **fields)
+    assert "\n" not in str(failure.value)
+
+
+def test_every_new_field_together() -> None:
+    config = replace(
+        CONFIG,
+        optimizer="sgd",
+        nesterov=True,
+        schedule="cosine",
+        warmup=0.5,
+        clip_norm=1.0,
+        accumulate=120,
+        average="ema",
+        early_stop=3,
+        hold_out=100,
+        precision="bf16",
+        channels_last=True,
+    )
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+# As robustfast 0.1.0 stored it.
+OLD = """{
+    "preset": "digits-aatpp", "method": "aatpp", "dataset": "digits", "model": "digits_cnn",
+    "objective": {"terms": ["st", "as", "ar", "an"]},
+    "attack": {"eps": 0.1, "step_size": 0.03, "steps": 5, "norm": "linf", "step": "auto", "random_start": "ball",
+        "ramp": 0.4},
+    "epochs": 40, "batch_size": 120, "lr": 0.05, "weight_decay": 0.0005, "momentum": 0.9, "schedule": "onecycle",
+    "milestones": [], "augment": false, "precision": "fp32", "channels_last": false, "backend": "auto",
+    "engine": "auto", "device": "auto", "threads": 1, "seed": 3, "data_dir": null, "image_size": null,
+    "checkpoint_steps": 0, "validate_every": 5, "validate_images": 128, "tensorboard": true
+}"""
+
+
+def test_configuration_of_the_version_before_is_read() -> None:
+    config = from_json(json.loads(OLD))
+    assert config == replace(CONFIG, seed=3)
+    assert (config.optimizer, config.optimizer_impl, config.nesterov, config.accumulate) == (
+        "sgd",
+        "auto",
+        False,
+        1,
+    )
+    assert (config.clip_norm, config.clip_value, config.warmup, config.average) == (0, 0, 0, "none")
+    assert (config.early_stop, config.hold_out, config.loader, config.whole_step) == (0, 0, "auto", "eager")
