@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from robustfast.errors import UserError
 
-__all__ = ["Board", "grid"]
+__all__ = ["Board"]
 
 _NUMBERS = itertools.count()
 
@@ -59,12 +58,20 @@ class Board:
         self._append([{"step": epoch, "summary": {"value": [point]}} for point in points])
 
     def images(self, epoch: int, pictures: Mapping[str, Tensor]) -> None:
-        """Write a grid of images under each tag: float [B, C, H, W] in [0, 1], B in a row."""
+        """Write a grid of images under each tag: float [B, C, H, W] in [0, 1], four in a row."""
         if self._path is None:
             return
+        # Here, since it brings matplotlib along.
         from torch.utils.tensorboard import summary
 
-        self._append([{"step": epoch, "summary": summary.image(tag, grid(x))} for tag, x in pictures.items()])
+        from robustfast.visualization.image_grid import image_grid
+
+        self._append(
+            [
+                {"step": epoch, "summary": summary.image(tag, image_grid(x, 4), dataformats="CHW")}
+                for tag, x in pictures.items()
+            ]
+        )
 
     def _append(self, events: list[dict[str, Any]]) -> None:
         if self._path is None or not events:
@@ -81,12 +88,6 @@ class Board:
                 file.write(buffer.getvalue())
         except OSError as error:
             raise _unwritable(self._path, error) from error
-
-
-def grid(images: Tensor) -> Tensor:
-    """Put images [B, C, H, W] side by side on white, 2 pixels apart: [1, C, H, B * (W + 2) - 2]."""
-    apart = torch.nn.functional.pad(images.detach().float().cpu(), (0, 2), value=1.0)
-    return torch.cat(list(apart), dim=-1)[None, ..., :-2]
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,21 @@ class Meter:
         return {name: float(value) / self.images for name, value in self._sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images, "seconds": self.seconds, "sums": dict(self._sums)}
+        sums = {name: value.cpu() for name, value in self._sums.items()}
+        return {"images": self.images, "seconds": self.seconds, "sums": sums}
+
+    @staticmethod
+    def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The state of one meter that has counted what those of `states` did, of the same terms."""
+        sums = {name: torch.stack([s["sums"][name] for s in states]).sum(0) for name in states[0]["sums"]}
+        return {
+            "images": sum(state["images"] for state in states),
+            "seconds": max(state["seconds"] for state in states),
+            "sums": sums,
+        }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device, *, mine: bool = True) -> None:
-        """Go on from what `over` counted; only one process may call it `mine`, or it would count several times."""
+        """The inverse of `state_dict`; not `mine`, it sets every sum to zero, since another process counts it."""
         self.images = state["images"] * mine
         self.seconds = state["seconds"]
         self._sums = {name: value.to(device) * mine for name, value in state["sums"].items()}

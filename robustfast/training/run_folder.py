@@ -147,6 +147,12 @@ class RunFolder:
         Raises:
             UserError: `found` is none of them.
         """
+        if isinstance(found, int) and found > checkpoint.FORMAT:
+            # A later version may have gone on with a run of an earlier one, which config.json names.
+            raise UserError(
+                f"{file} has checkpoint format {found}, of a later robustfast than this, {robustfast.__version__}: "
+                f"update it, or start a new run"
+            )
         if found not in readable:
             raise UserError(
                 f"{file} has checkpoint format {found}, of robustfast {self.version}; this is "
@@ -204,7 +210,8 @@ def load_run(
     with fits_the_model(file, f"put back the one that {path} was trained to, or start a new run"):
         # Format 1 differs in what a resumed run needs, and not in the weights.
         folder.refuse_format(state["format"], file, readable=(1, checkpoint.FORMAT))
-        model.load_state_dict(state["model"])
+        # Averaged weights are what a run with an average is trained for.
+        model.load_state_dict(state["model" if folder.config.average == "none" else "average"])
         epoch = state["epoch"]
     if folder.config.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -23,6 +23,7 @@ from robustfast.registry import lookup
 from robustfast.seeds import derive
 from robustfast.signals import Stopped, StopRequest
 from robustfast.training import checkpoint
+from robustfast.training.averaging import Average
 from robustfast.training.board import Board
 from robustfast.training.early_stopping import EarlyStopping
 from robustfast.training.engine import Engine, NonFiniteLossError
@@ -78,7 +79,7 @@ class Trainer:
             self.model, config.objective, config.attack, seed=config.seed, engine=config.engine
         )
         self.objective.prepare(dataset)
-        self.engine = Engine(self.objective, config, device)
+        self.engine = Engine(self.objective, config, device, world)
         self.feed = feed(
             dataset,
             config.batch_size,
@@ -93,9 +94,13 @@ class Trainer:
             world=world.size,
             say=self.say,
         )
+        self.average = None
+        if config.average != "none":
+            self.average = Average(self.model, config, config.epochs * len(self.feed))
         self.check, self.pictures = None, None
         if held_out is not None:
-            seen = self.model, self.objective.main_ways, held_out
+            judged = self.model if self.average is None else self.average.model
+            seen = judged, self.objective.main_ways, held_out
             # Images that were set aside for the checks are all used; of a test split, as many as asked for.
             number = config.hold_out or config.validate_images
             checked = replace(config, validate_images=number)
@@ -133,7 +138,7 @@ class Trainer:
         if self.finished:
             self.say(f"{path} is finished: {self._reached()}{self._early_end()}")
             return
-        done = self.epoch * images + self.meter.images
+        done = self.epoch * images + min(self.step * config.batch_size, images)
         with (
             Progress(config.epochs * images, done=done, console=self._console()) as progress,
             StopRequest() as stop,
@@ -173,6 +178,8 @@ class Trainer:
             except NonFiniteLossError as failure:
                 stopped = self._stopped(failure, batch)
                 together(self.world, lambda stopped=stopped: _raise(stopped))
+            if self.average is not None:
+                self.average.update(number)
             self.meter.add(terms, len(batch.y))
             self.step += 1
             self.meter.seconds = time.perf_counter() - began
@@ -280,7 +287,7 @@ class Trainer:
             "step": self.step,
             **self._weights(),
             "engine": self.engine.state_dict(),
-            "meter": self.meter.over(self.world).state_dict(),
+            "meters": self.world.gather(self.meter.state_dict()),
             "metrics_bytes": self.metrics.bytes,
             "early": self.early.state_dict(),
         }
@@ -294,17 +301,27 @@ class Trainer:
         with fits_the_model(path, f"put back the one that {self.folder.path} wrote, or start a new run"):
             self.folder.refuse_format(state["format"], path)
             self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
             self.engine.load_state_dict(state["engine"])
             self.epoch, self.step = state["epoch"], state["step"]
             self.early.load_state_dict(state["early"])
-            self.meter.load_state_dict(state["meter"], self.device, mine=self.world.writes)
+            self._share_out(state["meters"])
             counted = state["metrics_bytes"]
         if self.world.writes:
             self.metrics.rewind(counted)
         self._saved = (self.epoch, self.step)
 
+    def _share_out(self, meters: list[dict[str, Any]]) -> None:
+        """Each process goes on with its own sums; where there are more or fewer now, one of them with all."""
+        if len(meters) == self.world.size:
+            self.meter.load_state_dict(meters[self.world.rank], self.device)
+        else:
+            self.meter.load_state_dict(Meter.merged(meters), self.device, mine=self.world.writes)
+
     def _weights(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict()}
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        return {"model": self.model.state_dict(), **average}
 
     def _save(self) -> None:
         state = self.state()
@@ -317,6 +334,9 @@ class Trainer:
 
     def _stopped(self, failure: NonFiniteLossError, batch: Batch) -> UserError:
         """Keep the state and the batch that made the loss non-finite, apart from the good checkpoints."""
+        # Every process raises, and those whose own loss is finite say no more than that another's is not.
+        reasons = self.world.gather(str(failure))
+        reason = min(reasons, key=lambda text: text.endswith("in another process"))
         index = torch.cat(self.world.gather(batch.index.cpu()))
         if self.positions is not None:
             index = self.positions[index]
@@ -325,7 +345,7 @@ class Trainer:
         file = self.folder.checkpoints / "nonfinite.pt"
         some = ", ".join(map(str, index[:8].tolist())) + (", ..." if len(index) > 8 else "")
         return UserError(
-            f"{failure} in epoch {self.epoch + 1}, step {self.step + 1}, on {len(index)} images (indices {some}); all "
+            f"{reason} in epoch {self.epoch + 1}, step {self.step + 1}, on {len(index)} images (indices {some}); all "
             f"indices and the weights before this step are in {file}; look at those images, or lower --lr"
         )
 
@@ -346,8 +366,9 @@ class Trainer:
         return None if self.world.writes else Console(quiet=True)
 
     def _reached(self) -> str:
-        parts = [f"{self.epoch} epochs"] if self.epoch or not self.step else []
-        return " and ".join(parts + ([f"{self.step} steps"] if self.step else []))
+        counts = {"epoch": self.epoch, "step": self.step}
+        parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
+        return " and ".join(parts) or "no step"
 
     def _early_end(self) -> str:
         if not self.early.due:

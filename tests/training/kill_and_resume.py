@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # the first optimizer imports it, which takes longer than a whole run here
+from forked import ended, process
 from tiny_runs import assert_same_end, few_digits, tiny
 
 from robustfast.training import fit as fit_module
@@ -33,34 +34,17 @@ def train(out: Path, epochs: int) -> None:
         fit_module.fit(tiny(epochs=epochs, checkpoint_steps=2, out=out))
 
 
-def process(job: Callable[[], None]) -> int:
-    """Fork a process for `job`; its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        with open(os.devnull, "w") as sys.stdout:
-            job()
-        code = 0
-    finally:
-        os._exit(code)
-
-
-def ended(pid: int) -> bool:
+def finished(pid: int) -> bool:
     """Wait for a process: True where it came to its end, False where it was killed."""
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return False
-    assert os.WEXITSTATUS(status) == 0, "a training process failed; its trace stands above"
-    return True
+    code = ended(pid)
+    assert code in (0, -signal.SIGKILL), "a training process failed; its trace stands above"
+    return code == 0
 
 
 def kill_at_random(folder: Path) -> int:
     """Kill training after random times until it has been killed often enough; returns how many runs that took."""
     began = time.perf_counter()
-    assert ended(process(lambda: train(folder / "whole", epochs=4)))
+    assert not ended(process(lambda: train(folder / "whole", epochs=4)))
     seconds = time.perf_counter() - began
     moments = random.Random(0)
     kills, runs = 0, 0
@@ -73,7 +57,7 @@ def kill_at_random(folder: Path) -> int:
                 # Up to half of a run: most processes get through a part of it only.
                 time.sleep(moments.uniform(0, seconds / 2))
                 os.kill(pid, signal.SIGKILL)
-            done = ended(pid)
+            done = finished(pid)
             kills += not done
         assert_same_end(out, folder / "whole")
         runs += 1
@@ -100,14 +84,14 @@ def kill_at_each_durable_operation(folder: Path) -> int:
             setattr(os, name, counted(getattr(os, name)))
         train(out, epochs=2)
 
-    assert ended(process(lambda: train(folder / "short", epochs=2)))
+    assert not ended(process(lambda: train(folder / "short", epochs=2)))
     number, done = 0, False
     while not done:
         number += 1
         out = folder / f"operation{number}"
-        done = ended(process(lambda out=out, number=number: train_up_to(number, out)))
+        done = finished(process(lambda out=out, number=number: train_up_to(number, out)))
         if not done:
-            assert ended(process(lambda out=out: train(out, epochs=2)))
+            assert not ended(process(lambda out=out: train(out, epochs=2)))
         assert_same_end(out, folder / "short")
     return number - 1
 
