@@ -88,6 +88,9 @@ DATASET_ATTACKS: dict[str, tuple[str, ...]] = {
     "cifar100": _CIFAR,
     "svhn": _CIFAR,
     "image_folder": ("cifar-linf",),
+    "tiny_imagenet": ("cifar-linf",),
+    "imagenette": ("cifar-linf",),
+    "restricted_imagenet": ("cifar-linf",),
 }
 """The attacks a data set is evaluated under when none are named; the first one leads the evaluation file."""
 
