@@ -13,6 +13,7 @@ from torch import Tensor
 from robustfast.data import draws
 from robustfast.data.dataset import Dataset
 from robustfast.data.image_files import ImageFiles
+from robustfast.data.rand_augment import rand_augment
 from robustfast.errors import UserError
 from robustfast.ops import augment
 from robustfast.registry import lookup
@@ -192,8 +193,6 @@ class Feed:
     def _finish(self, pixels: Tensor, index: Tensor, epoch: int) -> Tensor:
         """What comes after crop and flip, the same for all loaders: uint8 [B, C, H, W] to the batch's x."""
         if self.rand_augment:
-            from robustfast.data.rand_augment import rand_augment
-
             pixels = rand_augment(pixels, index=index, seed=derive(self.seed, "rand_augment", epoch))
         return augment(
             pixels,

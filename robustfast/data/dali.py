@@ -85,15 +85,18 @@ class DaliFeed(Feed):
         """uint8 [B, C, H, W] of each batch: its images are gathered here, cropped and mirrored by DALI."""
         from nvidia.dali import fn
 
+        # Drawn for the epoch at once: a batch at a time, the draws would take a quarter of all that is done.
+        crops = self._crops(torch.cat([index for index, _ in rows]), epoch)
+
         def inputs() -> Iterator[list[np.ndarray]]:
-            for index, _ in rows:
-                images = dataset.images[index].numpy()
-                yield [images, *self._crops(index, epoch)]
+            ends = np.cumsum([len(index) for index, _ in rows])
+            for (index, _), *drawn in zip(rows, *(np.split(each, ends[:-1]) for each in crops), strict=True):
+                yield [dataset.images[index].numpy(), *drawn]
 
         with self._pipeline(max(len(row.index) for row in rows), threads=1) as pipeline:
-            images, *crops = fn.external_source(inputs(), num_outputs=1 + self._crop_inputs, layout=["CHW"])
+            images, *nodes = fn.external_source(inputs(), num_outputs=1 + len(crops), layout=["CHW"])
             images = images.gpu() if self._on_gpu else images
-            pipeline.set_outputs(self._cut(images, crops))
+            pipeline.set_outputs(self._cut(images, nodes))
         return _outputs(pipeline)
 
     def _files(self, dataset: ImageFiles, rows: list[Rows], epoch: int) -> Iterator[Tensor]:
@@ -101,13 +104,14 @@ class DaliFeed(Feed):
         from nvidia.dali import fn, types
 
         order = torch.cat([index for index, _ in rows])
+        crops = self._crops(order, epoch)
         size = len(rows[0].index)
 
         def inputs() -> Iterator[list[np.ndarray]]:
             for first in range(0, len(order), size):
                 # The reader fills the last batch up with its last file, which the iterator takes off again.
-                index = order[torch.arange(first, first + size).clamp_(max=len(order) - 1)]
-                yield [*self._windows(dataset, index, epoch), *self._crops(index, epoch)]
+                places = np.arange(first, first + size).clip(max=len(order) - 1)
+                yield [*self._windows(dataset, order[places], epoch), *(each[places] for each in crops)]
 
         with self._pipeline(size, threads=processors()) as pipeline:
             encoded, _ = fn.readers.file(
@@ -116,7 +120,7 @@ class DaliFeed(Feed):
                 pad_last_batch=True,
                 prefetch_queue_depth=PREFETCH,
             )
-            low, high, *crops = fn.external_source(inputs(), num_outputs=2 + self._crop_inputs)
+            low, high, *nodes = fn.external_source(inputs(), num_outputs=2 + len(crops))
             decoding = {
                 "device": "mixed" if self._on_gpu else "cpu",
                 "output_type": types.GRAY if dataset.channels == 1 else types.RGB,
@@ -129,7 +133,7 @@ class DaliFeed(Feed):
             else:
                 images = fn.decoders.image(encoded, **decoding)
                 images = fn.resize(images, roi_start=low, roi_end=high, **resizing)
-            pipeline.set_outputs(self._cut(images, crops))
+            pipeline.set_outputs(self._cut(images, nodes))
         return (images.permute(0, 3, 1, 2) for images in _outputs(pipeline, reader="Reader"))
 
     def _next(self, outputs: Iterator[Tensor], rows: list[Rows]) -> Tensor:
@@ -171,29 +175,27 @@ class DaliFeed(Feed):
             windows = draws.centres(sizes, dataset.width, dataset.height).float()
         return windows[:, [1, 0]].numpy(), windows[:, [3, 2]].numpy()
 
-    @property
-    def _crop_inputs(self) -> int:
-        """How many arrays `_crops` returns."""
-        return (1 if self.crop == "resized" else 2) if self.augment else 0
-
     def _crops(self, index: Tensor, epoch: int) -> list[np.ndarray]:
         """What `_cut` is told of each image: int32 [B], whether to mirror it, and int32 [B, 2], where a crop begins."""
         if not self.augment:
             return []
         top, left, mirror = draws.crops(index, seed=self.seed, epoch=epoch)
+        mirrored = [mirror.int().numpy()]
+        if self.crop == "resized":
+            return mirrored
         begin = torch.stack([top, left], dim=1) - draws.PAD  # negative in the border of zeros
-        return [mirror.int().numpy(), begin.int().numpy()][: self._crop_inputs]
+        return [*mirrored, begin.int().numpy()]
 
-    def _cut(self, images: Any, crops: list[Any]) -> Any:
-        """Crop and mirror images in a pipeline; `crops` are the nodes that `_crops` fills."""
+    def _cut(self, images: Any, nodes: list[Any]) -> Any:
+        """Crop and mirror images in a pipeline; `nodes` bring what `_crops` returns."""
         from nvidia.dali import fn
 
-        if len(crops) == 2:
+        if len(nodes) == 2:
             shape = [self.dataset.height, self.dataset.width]
             images = fn.slice(
-                images, start=crops[1], shape=shape, axis_names="HW", out_of_bounds_policy="pad"
+                images, start=nodes[1], shape=shape, axis_names="HW", out_of_bounds_policy="pad"
             )
-        return fn.flip(images, horizontal=crops[0]) if crops else images
+        return fn.flip(images, horizontal=nodes[0]) if nodes else images
 
 
 def _outputs(pipeline: Any, reader: str | None = None) -> Iterator[Tensor]:
