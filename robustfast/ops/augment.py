@@ -46,9 +46,8 @@ def augment(
     for float32, and for bfloat16 that float32 rounded once more. uint8 pixels are passed on as they are.
 
     Args:
-        images: the store, uint8 [N, C, H + 2 * pad, W + 2 * pad], N <= 2**32: padded once, with zeros as a rule. Any
-            layout is read as it lies, without a copy; contiguous and channels-last are fast, the latter faster into
-            channels-last.
+        images: the store, uint8 [N, C, H + 2 * pad, W + 2 * pad], N <= 2**32: padded once, as a rule with zeros. Any
+            layout is read as it lies, without a copy; contiguous and channels-last are the fast ones.
         seed: 0 <= seed < 2**63, for example from `robustfast.seeds.derive`.
         index: int64 [B], numbers of images, on the device of `images`. Each must be in 0..N - 1.
         pad: border of the store, in pixels; 0 crops nothing.
@@ -102,8 +101,8 @@ def _check(
         raise ValueError(
             f"augment: one of images {tuple(images.shape)} has more than 2**30 elements, expected fewer"
         )
-    for name, value, kind in (("seed", seed, int), ("pad", pad, int)):
-        if isinstance(value, bool) or not isinstance(value, kind):
+    for name, value in (("seed", seed), ("pad", pad)):
+        if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"augment: {name} is a {type(value).__name__}, expected an int")
     if not 0 <= seed <= 2**63 - 1:
         raise ValueError(f"augment: seed is {seed}, expected an int in [0, 2**63)")
