@@ -40,8 +40,8 @@ class LookSettings:
         images: example images, from 1.
         attacked: test images to attack for confusions and accuracies by class, spread over the split; 0: none.
         inversion_steps: steps of the representation inversion; 0: none.
-        checkpoint: "last", "best", or None for the weights that the evaluation took, else the last ones (the best where
-            early stopping chose them).
+        checkpoint: "last", "best", or "evaluated": the weights that the evaluation took, without one those it will take
+            (the last ones, or the best where early stopping chooses them).
         device: "auto", "cpu" or "cuda".
         data_dir: folder of the data sets; None takes the run's.
     """
@@ -49,7 +49,7 @@ class LookSettings:
     images: int = 8
     attacked: int = 512
     inversion_steps: int = 0
-    checkpoint: Literal["last", "best"] | None = None
+    checkpoint: Literal["evaluated", "last", "best"] = "evaluated"
     device: str = "auto"
     data_dir: Path | None = None
 
@@ -113,7 +113,7 @@ def look_at(
         UserError: a checkpoint that is damaged or of another model, a device that is not there, or images of another
             shape than the run's.
     """
-    which = settings.checkpoint or _checkpoint(run)
+    which = _evaluated(run) if settings.checkpoint == "evaluated" else settings.checkpoint
     if which not in run.checkpoints:
         return Missing(f"{run.path} has no {which} checkpoint yet")
     attack, source = attack_of(run)
@@ -181,7 +181,7 @@ def _stored(run: RunRecord, stored: Mapping[str, Any]) -> EvaluationAttack:
         ) from None
 
 
-def _checkpoint(run: RunRecord) -> Literal["last", "best"]:
+def _evaluated(run: RunRecord) -> Literal["last", "best"]:
     if run.document is not None:
         name = run.document.get("checkpoint", {}).get("name")
         return "best" if name == "best" else "last"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from robustfast.visualization.style import WAY_COLOURS, WAY_NAMES, new_figure, percent_axis, save
 
-__all__ = ["disentanglement_bars"]
+__all__ = ["disentanglement_bars", "draw_disentanglement_bars"]
 
 
 def disentanglement_bars(
@@ -30,6 +32,15 @@ def disentanglement_bars(
     Returns:
         `path`.
     """
+    figure = draw_disentanglement_bars(natural, adversarial)
+    figure.axes[0].set_title(title if dia is None else f"{title}\nDIA {100 * dia:.1f}", fontsize=11)
+    return save(figure, path)
+
+
+def draw_disentanglement_bars(
+    natural: Mapping[str, float | None], adversarial: Mapping[str, float | None]
+) -> Figure:
+    """The figure without a title."""
     figure, axes = new_figure()
     ways = [way for way in "srn" if natural.get(way) is not None or adversarial.get(way) is not None]
     for position, way in enumerate(ways):
@@ -52,5 +63,4 @@ def disentanglement_bars(
     )
     axes.set_xlim(-0.6, len(ways) - 0.4)
     percent_axis(axes)
-    axes.set_title(title if dia is None else f"{title}\nDIA {100 * dia:.1f}", fontsize=11)
-    return save(figure, path)
+    return figure

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from robustfast.visualization.style import WAY_COLOURS, WAY_NAMES, new_figure, percent_axis, save
 
-__all__ = ["disentanglement_curve"]
+__all__ = ["disentanglement_curve", "draw_disentanglement_curve"]
 
 
 def disentanglement_curve(
@@ -33,6 +35,17 @@ def disentanglement_curve(
     Raises:
         ValueError: a curve has another number of values than there are epochs.
     """
+    figure = draw_disentanglement_curve(epochs, natural, adversarial)
+    figure.axes[0].set_title(title, fontsize=11)
+    return save(figure, path)
+
+
+def draw_disentanglement_curve(
+    epochs: Sequence[int],
+    natural: Mapping[str, Sequence[float]],
+    adversarial: Mapping[str, Sequence[float]],
+) -> Figure:
+    """The figure without a title."""
     figure, axes = new_figure()
     # Few checks: show where they are. Open circles are natural, as the dashes are.
     marker = "o" if len(epochs) <= 12 else None
@@ -64,6 +77,5 @@ def disentanglement_curve(
     axes.set_xlabel("epoch")
     axes.set_xlim(0, 1.03 * max(epochs))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_title(title, fontsize=11)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return save(figure, path)
+    return figure

@@ -1,0 +1,64 @@
+"""One number over the epochs, a line for each run or for each part of a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from robustfast.visualization.style import SERIES, new_figure
+
+__all__ = ["draw_run_lines"]
+
+STYLES = ("-", "--", ":", "-.")
+
+
+def draw_run_lines(
+    lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, label: str, logarithmic: bool = False
+) -> Figure:
+    """Draw lines over the epochs; a line of one epoch is a point.
+
+    Args:
+        lines: what the legend calls it to its epochs and values; with one line there is no legend.
+        label: of the y axis.
+        logarithmic: whether the y axis is; values of 0 and below are left out there.
+
+    Raises:
+        ValueError: a line has another number of values than epochs, or there is none.
+    """
+    if not lines:
+        raise ValueError("expected at least one line")
+    figure, axes = new_figure(5.4, 3.2)
+    for number, (name, (epochs, values)) in enumerate(lines.items()):
+        if len(epochs) != len(values):
+            raise ValueError(f"{name}: {len(values)} values for {len(epochs)} epochs")
+        shown = [(e, v) for e, v in zip(epochs, values, strict=True) if v > 0 or not logarithmic]
+        axes.plot(
+            [e for e, _ in shown],
+            [v for _, v in shown],
+            # Beyond the palette the same colours come again in another stroke.
+            STYLES[number // len(SERIES) % len(STYLES)],
+            color=SERIES[number % len(SERIES)],
+            linewidth=1.8,
+            marker="o" if len(shown) <= 12 else None,
+            markersize=4,
+            label=name,
+        )
+    if logarithmic and axes.lines and any(len(line.get_xdata()) for line in axes.lines):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.set_xlim(0, 1.03 * max((max(epochs, default=1) for epochs, _ in lines.values()), default=1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    if len(lines) > 1:
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            fontsize=8,
+            frameon=False,
+            loc="outside lower center",
+            ncols=min(4, len(lines)),
+        )
+    return figure
