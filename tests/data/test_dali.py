@@ -124,5 +124,5 @@ def test_memory_stays_flat_over_epochs():
     before = resident()
     for epoch in range(60):
         epoch_of(source, epoch)
-    # An epoch's pipeline works on 0.8 MB of images, several times over.
-    assert resident() - before < 20e6
+    # An epoch has 0.8 MB of images: 47 MB, if what one of its steps works on were kept.
+    assert resident() - before < 30e6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_feeds import LOADERS, needs_dali, toy
+from toy_feeds import LOADERS, needs_dali, needs_proc, toy
 
 from robustfast.data import feed
 from robustfast.data.dali import DaliFeed
@@ -82,6 +82,7 @@ def test_auto_takes_torch_where_there_is_no_dali(no_room, no_dali):
     )
 
 
+@needs_proc
 def test_the_room_is_a_quarter_of_the_memory_shared_by_the_processes_of_a_machine(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     alone = PICKS._room(torch.device("cpu"))

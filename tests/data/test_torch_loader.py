@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from toy_feeds import assert_same, children, epoch_of, threads, toy
+from toy_feeds import assert_same, children, epoch_of, needs_proc, threads, toy
 
 from robustfast.data import feed
 from robustfast.data.image_files import ImageFiles
@@ -33,6 +33,7 @@ def test_no_global_generator_is_read_or_set(kind, files):
     assert_same(list(source.batches(0)), first)
 
 
+@needs_proc
 def test_arrays_are_gathered_in_this_process():
     before = children()
     batches = feed(toy(), 4, loader="torch", seed=0, augment=True).batches(0)
@@ -40,6 +41,7 @@ def test_arrays_are_gathered_in_this_process():
     assert children() == before
 
 
+@needs_proc
 def test_no_process_outlives_its_epoch(files, monkeypatch):
     monkeypatch.setattr(importlib.import_module("robustfast.data.torch_loader"), "processors", lambda: 2)
     source = feed(files, 4, loader="torch", seed=0, augment=True)

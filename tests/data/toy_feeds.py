@@ -16,6 +16,7 @@ from robustfast.data.dali import missing
 
 HAS_PILLOW = importlib.util.find_spec("PIL") is not None
 needs_dali = pytest.mark.skipif(missing() is not None, reason=missing() or "")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
 LOADERS = ["resident", pytest.param("dali", marks=needs_dali), "torch"]
 
 
