@@ -12,8 +12,8 @@ from torch import Tensor
 
 from robustfast.data import draws
 from robustfast.data.dataset import Dataset
+from robustfast.data.fixmatch import rand_augment
 from robustfast.data.image_files import ImageFiles
-from robustfast.data.rand_augment import rand_augment
 from robustfast.errors import UserError
 from robustfast.ops import augment
 from robustfast.registry import lookup
@@ -59,7 +59,7 @@ class Feed:
         seed: the run's seed.
         device: where the batches live.
         augment: crop at random, and mirror half of the images left to right.
-        rand_augment: then RandAugment and cutout; see `robustfast.data.rand_augment`.
+        rand_augment: then RandAugment and cutout; see `robustfast.data.fixmatch`.
         crop: "pad" crops after padding by 4 pixels of zeros; "resized" takes a part of an image file, 8 to 100 % of its
             area, and resizes it.
         channels_last: give x in torch.channels_last memory format.

@@ -1,4 +1,4 @@
-"""RandAugment as FixMatch uses it, and a grey square cut out: the augmentation on which CD-VAE is pre-trained.
+"""RandAugment and cutout as FixMatch has them: the augmentation on which CD-VAE is pre-trained.
 
 Sources: E. D. Cubuk, B. Zoph, J. Shlens, Q. V. Le, RandAugment, NeurIPS 2020; K. Sohn et al., FixMatch, NeurIPS 2020,
 table 12 (the pool); T. DeVries, G. W. Taylor, Improved Regularization of Convolutional Neural Networks with Cutout,

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from robustfast.data import load
-from robustfast.data.rand_augment import OPERATIONS, draw, operate, rand_augment
+from robustfast.data.fixmatch import OPERATIONS, draw, operate, rand_augment
 from robustfast.reference.philox import philox4x32
 
 SEED = 2**40 + 11
