@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,15 @@ from torch import Tensor, nn
 from robustfast.attacks.modes import module_of
 from robustfast.ops.backend import active_backend
 
-__all__ = ["GraphedLoop"]
+__all__ = [
+    "CaptureError",
+    "GraphedLoop",
+    "addresses",
+    "eager_loops",
+    "loops_are_eager",
+    "on_stream",
+    "record",
+]
 
 # A full batch and a last partial one, with and without autocast.
 _CAPTURES_KEPT = 4
@@ -21,6 +31,9 @@ _CAPTURES_KEPT = 4
 Buffers = dict[str, Any]
 Loop = Callable[..., None]
 Memory = tuple[Any, torch.cuda.Stream]
+Result = TypeVar("Result")
+
+_eager_loops = 0
 
 
 class GraphedLoop:
@@ -46,7 +59,9 @@ class GraphedLoop:
         self._warn = warn
         self._refused = False
         self._memory: dict[torch.device, Memory] = {}
-        self._captures: OrderedDict[Hashable, Callable[[Buffers], Buffers]] = OrderedDict()
+        self._captures: OrderedDict[Hashable, tuple[torch.device, Callable[[Buffers], Buffers]]] = (
+            OrderedDict()
+        )
 
     def usable(self) -> bool:
         """Whether no capture has failed yet."""
@@ -65,17 +80,21 @@ class GraphedLoop:
             )
             return self._loop(**buffers, **keywords)
         key = _key(module, buffers)
-        replay = self._captures.pop(key, None)
-        if replay is None:
+        found = self._captures.pop(key, None)
+        if found is None:
             try:
                 replay = capture(self._loop, buffers, keywords, self._memory)
             except CaptureError as error:
                 self._refuse(str(error))
                 return self._loop(**buffers, **keywords)
-        self._captures[key] = replay
+            found = buffers["x"].device, replay
+        self._captures[key] = found
         if len(self._captures) > _CAPTURES_KEPT:
             self._captures.popitem(last=False)
-        results = replay(buffers)
+            # A pool dies with the last graph that captured into it, and torch refuses to capture into a dead one.
+            used = {device for device, _ in self._captures.values()}
+            self._memory = {device: memory for device, memory in self._memory.items() if device in used}
+        results = found[1](buffers)
         for name in ("x_adv", "peaks"):
             buffers[name].copy_(results[name])
         return None
@@ -88,7 +107,23 @@ class GraphedLoop:
 
 
 class CaptureError(RuntimeError):
-    """The loop does something a CUDA graph cannot hold, such as reading a value back to the host."""
+    """The work does something a CUDA graph cannot hold, such as reading a value back to the host."""
+
+
+@contextmanager
+def eager_loops() -> Iterator[None]:
+    """Let attacks run their loops eagerly inside the block: a graph that holds more than the attack is under way."""
+    global _eager_loops
+    _eager_loops += 1
+    try:
+        yield
+    finally:
+        _eager_loops -= 1
+
+
+def loops_are_eager(device: torch.device) -> bool:
+    """Whether an attack on `device` is part of a larger graph, its own or a caller's: CUDA graphs do not nest."""
+    return _eager_loops > 0 or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def capture(
@@ -112,33 +147,23 @@ def capture(
             else:
                 static[name].fill_(float(value))
 
+    def run() -> None:
+        loop(**static, **keywords)
+
     if device not in memory:
         memory[device] = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
     pool, stream = memory[device]
-    before = torch.cuda.current_stream(device)
-    stream.wait_stream(before)
-    with torch.cuda.stream(stream):
-        # cuDNN picks its algorithms and cuBLAS allocates its workspace now; both are impossible under capture.
-        loop(**static, **keywords)
-    before.wait_stream(stream)
-
-    graph = torch.cuda.CUDAGraph()
-    # Weight casts that autocast kept from before would be captured as constants and go stale with the next optimizer
-    # step; those made during capture live in the graph's memory and must not leave it.
-    torch.clear_autocast_cache()
+    with on_stream(stream):
+        # cuDNN picks its algorithms, cuBLAS allocates its workspace and Triton compiles now: none of it is possible
+        # under capture.
+        run()
+        with refuse_waits():
+            run()
     try:
-        # Only this thread is held to what a capture allows: data pipelines may allocate in theirs.
-        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
-            loop(**static, **keywords)
-    except RuntimeError as error:
+        graph, _ = record(run, stream, pool)
+    except CaptureError:
         del memory[device]
-        # Ending a broken capture raises too, and says less than what broke it.
-        cause = error.__context__ or error
-        raise CaptureError(str(cause).splitlines()[0]) from error
-    finally:
-        # Where ending the capture fails, torch leaves its stream current.
-        torch.cuda.set_stream(before)
-        torch.clear_autocast_cache()
+        raise
 
     def replay(values: Buffers) -> Buffers:
         load(values)
@@ -146,6 +171,84 @@ def capture(
         return static
 
     return replay
+
+
+@contextmanager
+def on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Queue the block's work on `stream`, after what the current stream holds and before what it will hold."""
+    before = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(before)
+    with torch.cuda.stream(stream):
+        yield
+    before.wait_stream(stream)
+
+
+@contextmanager
+def refuse_waits() -> Iterator[None]:
+    """Make what waits for the device an error that names the line.
+
+    A capture would end at that line too, but in ruins: up to 2.11 torch's allocator then takes the capture for one
+    that still runs, and every later one fails.
+
+    Raises:
+        CaptureError: something inside the block waited.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise CaptureError(f"{where.filename}:{where.lineno} waits for the device: {where.line}") from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def record(
+    run: Callable[[], Result], stream: torch.cuda.Stream, pool: Any = None
+) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """Capture what `run` queues on `stream`, where it has run before; nothing is computed until the graph's replay.
+
+    Args:
+        run: takes its inputs from tensors that outlive the graph.
+        stream: to capture on, never the default one.
+        pool: `torch.cuda.graph_pool_handle()` of graphs that share their memory; None: a pool of its own.
+
+    Returns:
+        The graph, and what `run` returned: tensors whose values each replay writes anew.
+
+    Raises:
+        CaptureError: it cannot be captured.
+    """
+    graph = torch.cuda.CUDAGraph()
+    pool = pool if pool is not None else torch.cuda.graph_pool_handle()
+    # The stream's device becomes the current one, which torch's capture synchronises and empties of cached memory.
+    with torch.cuda.device(stream.device):
+        before = torch.cuda.current_stream()
+        # Weight casts that autocast kept from before would be captured as constants and go stale with the next
+        # optimizer step; those made during capture live in the graph's memory and must not leave it.
+        torch.clear_autocast_cache()
+        try:
+            # Only this thread is held to what a capture allows: data pipelines may allocate in theirs.
+            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                result = run()
+        except RuntimeError as error:
+            # Up to 2.11 torch leaves its allocator in the capture where ending it failed (pytorch#180395); where it
+            # did not fail, or in later releases, there is nothing left to end.
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(stream.device.index, pool)
+            # Ending a broken capture raises too, and says less than what broke it.
+            cause = error.__context__ or error
+            raise CaptureError((str(cause) or type(cause).__name__).splitlines()[0]) from error
+        finally:
+            # Where ending the capture fails, torch leaves its stream current.
+            torch.cuda.set_stream(before)
+            torch.clear_autocast_cache()
+    return graph, result
 
 
 def _static(value: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -164,5 +267,9 @@ def _key(module: nn.Module, buffers: Buffers) -> Hashable:
     )
     device = buffers["x"].device.type
     precision = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-    weights = tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))
-    return kinds, precision, active_backend(), id(module), weights
+    return kinds, precision, active_backend(), id(module), addresses(module)
+
+
+def addresses(module: nn.Module) -> tuple[int, ...]:
+    """Where the parameters and buffers of a module lie: a graph reads them there."""
+    return tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))

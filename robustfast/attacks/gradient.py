@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from robustfast.attacks.compiled import Compiled
 from robustfast.attacks.losses import Loss, loss_function
 from robustfast.attacks.modes import module_of
 
@@ -34,7 +36,8 @@ class InputGradient:
         model: what `forward` calls; its parameters are the ones to freeze.
         forward: images, one tensor or several -> logits [B, K].
         loss: a name in `LOSSES` or a function (logits, target) -> [B].
-        compiled: run forward, loss and backward through torch.compile.
+        compiled: run forward, loss and backward through torch.compile; a model compiled by its owner, as a whole or
+            in parts, runs as it is. Where torch.compile cannot work, a warning says why, once, and all runs eagerly.
 
     Attributes:
         classes: K, once a gradient was taken.
@@ -59,7 +62,10 @@ class InputGradient:
             values = per_sample(logits, target)
             return values, logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() else 0
 
-        self._evaluate = torch.compile(evaluate, dynamic=False) if compiled else evaluate
+        module = module_of(model)
+        # What is compiled already would be traced and compiled once more within a larger function.
+        apart = module is not None and _is_compiled(module)
+        self._evaluate = Compiled(evaluate, _warn) if compiled and not apart else evaluate
 
     @contextmanager
     def session(self, device: torch.device) -> Iterator[None]:
@@ -132,6 +138,10 @@ def cast_cache() -> Iterator[None]:
     finally:
         torch.set_autocast_cache_enabled(before)
         torch.clear_autocast_cache()
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(f"attack runs eagerly, not compiled: {reason}", RuntimeWarning, stacklevel=2)
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustfast.attacks.config import check_rule
-from robustfast.attacks.cuda_graph import GraphedLoop
+from robustfast.attacks.cuda_graph import GraphedLoop, loops_are_eager
 from robustfast.attacks.gradient import InputGradient, largest_entry
 from robustfast.attacks.losses import Loss, check_target
 from robustfast.attacks.modes import eval_mode
@@ -311,10 +311,11 @@ class PGD:
             raise ValueError(
                 f"engine 'graph' needs images on a CUDA device, x is on {x.device}; use engine 'auto'"
             )
-        if self.engine != "auto":
+        if self.engine in ("eager", "compile"):
             return self.engine
-        capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
-        return "graph" if x.is_cuda and not capturing and self._graph.usable() else "eager"
+        if loops_are_eager(x.device):
+            return "eager"
+        return "graph" if self.engine == "graph" or (x.is_cuda and self._graph.usable()) else "eager"
 
     def _check_sizes(self, eps: float | Tensor, step_size: float | Tensor) -> None:
         # The values of tensors are not looked at: that would wait for the device.
