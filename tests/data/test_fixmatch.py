@@ -10,13 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from pillow_fixmatch import by_pillow, by_pillow_whole, from_pillow, steps, to_pillow
 from scipy.stats import chisquare
 from torch import Tensor
 
 from robustfast.data import load
 from robustfast.data.fixmatch import OPERATIONS, draw, operate, rand_augment
-from robustfast.reference.philox import philox4x32
 
 SEED = 2**40 + 11
 
@@ -24,46 +23,6 @@ SEED = 2**40 + 11
 @pytest.fixture(scope="module")
 def cifar(real_cifar10) -> Tensor:
     return load("cifar10", "test", real_cifar10).images
-
-
-def to_pillow(image: Tensor) -> Image.Image:
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)
-
-
-def from_pillow(image: Image.Image) -> Tensor:
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-
-
-def by_pillow(name: str, image: Image.Image, magnitude: int) -> Image.Image:
-    """One operation with the parameters of the published code; a negative magnitude turns movements round."""
-    v, sign = abs(magnitude), 1 if magnitude > 0 else -1
-    factor = v * 0.9 / 10 + 0.05
-    shift = sign * v * 0.3 / 10
-    width, height = image.size
-
-    def affine(*matrix: float) -> Image.Image:
-        return image.transform(image.size, Image.Transform.AFFINE, matrix)
-
-    operations = {
-        "identity": lambda: image,
-        "autocontrast": lambda: ImageOps.autocontrast(image),
-        "equalize": lambda: ImageOps.equalize(image),
-        "posterize": lambda: ImageOps.posterize(image, int(v * 4 / 10) + 4),
-        "solarize": lambda: ImageOps.solarize(image, 256 - int(v * 256 / 10)),
-        "brightness": lambda: ImageEnhance.Brightness(image).enhance(factor),
-        "color": lambda: ImageEnhance.Color(image).enhance(factor),
-        "contrast": lambda: ImageEnhance.Contrast(image).enhance(factor),
-        "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(factor),
-        "rotate": lambda: image.rotate(sign * int(v * 30 / 10)),
-        "shear_x": lambda: affine(1, shift, 0, 0, 1, 0),
-        "shear_y": lambda: affine(1, 0, 0, shift, 1, 0),
-        "translate_x": lambda: affine(1, 0, int(shift * width), 0, 1, 0),
-        "translate_y": lambda: affine(1, 0, 0, 0, 1, int(shift * height)),
-    }
-    assert tuple(operations) == OPERATIONS
-    return operations[name]()
 
 
 def assert_equal_to_pillow(found: Tensor, expected: Tensor, name: str) -> None:
@@ -110,39 +69,14 @@ def test_small_flat_and_odd_images(name, height, width, levels, magnitude, sign,
     assert_equal_to_pillow(found, from_pillow(by_pillow(name, to_pillow(image), sign * magnitude)), name)
 
 
-def by_pillow_whole(image: Tensor, index: int, *, seed: int, n: int, cutout: int) -> Tensor:
-    """The published steps for one image, with the draws of the page."""
-    pillow = to_pillow(image)
-    height, width = image.shape[1:]
-
-    def words(turn: int) -> list[int]:
-        counter = [torch.tensor([value]) for value in (index, turn, 0, 0)]
-        return [int(word) for word in philox4x32(tuple(counter), (seed & 0xFFFFFFFF, seed >> 32))]
-
-    for turn in range(n):
-        which, strength, applied, turned = (word / 2**32 for word in words(turn))
-        magnitude = 1 + int(strength * 9)
-        if applied < 0.5:
-            name = OPERATIONS[int(which * 14)]
-            pillow = by_pillow(name, pillow, -magnitude if turned >= 0.5 else magnitude)
-    down, across, _, _ = (word / 2**32 for word in words(n))
-    left, top = int(max(0, across * width - cutout / 2)), int(max(0, down * height - cutout / 2))
-    right, bottom = min(width, left + cutout), min(height, top + cutout)
-    grey = 127 if len(image) == 1 else (127, 127, 127)
-    if right > left and bottom > top:
-        ImageDraw.Draw(pillow).rectangle(
-            (left, top, right - 1, bottom - 1), grey
-        )  # Pillow's corners are inclusive
-    return from_pillow(pillow)
-
-
 @pytest.mark.parametrize(("n", "cutout"), [(2, 16), (0, 16), (1, 7), (3, 1), (5, 40), (2, 0)])
 def test_the_whole_is_the_published_steps_with_these_draws(cifar, n, cutout):
     index = torch.arange(0, 30_000, 101)
     images = cifar[: len(index)]
     found = rand_augment(images, seed=SEED, index=index, n=n, cutout=cutout)
     for image, number, result in zip(images, index.tolist(), found, strict=True):
-        expected = by_pillow_whole(image, number, seed=SEED, n=n, cutout=cutout)
+        drawn = steps(number, (32, 32), seed=SEED, n=n, cutout=cutout)
+        expected = from_pillow(by_pillow_whole(to_pillow(image), drawn, cutout))
         if platform.machine() == "x86_64":
             assert torch.equal(result, expected)
         else:  # a level that differs by one can be equalized or solarized apart
