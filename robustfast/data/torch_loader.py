@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -44,6 +45,7 @@ class TorchFeed(Feed):
             sampler=keys,
             batch_size=None,  # a key is a batch
             num_workers=min(self._workers, len(keys)),
+            worker_init_fn=_outlive_a_signal,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the global one
         )
@@ -53,6 +55,16 @@ class TorchFeed(Feed):
             index = index.to(self.device, non_blocking=True)
             x = self._finish(pixels.to(self.device, non_blocking=True), index, epoch)
             yield Batch(x, self._labels[index], index, share)
+
+
+def _outlive_a_signal(worker: int) -> None:
+    """Let a worker go on after Ctrl-C, or the SIGTERM of a scheduler, either of which reaches all of a run's processes.
+
+    The training process finishes its step first, for which it may need a batch, and then ends its workers. A second
+    SIGTERM, from whoever no longer waits, ends them as ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class _Arrays(data.Dataset[Tensor]):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from toy_feeds import assert_same, children, epoch_of, needs_proc, threads, toy
 
 from robustfast.data import feed
 from robustfast.data.image_files import ImageFiles
-from robustfast.data.torch_loader import TorchFeed
+from robustfast.data.torch_loader import TorchFeed, _outlive_a_signal
 
 
 @pytest.fixture
@@ -55,6 +58,44 @@ def test_no_process_outlives_its_epoch(files, monkeypatch):
     assert children() == before
     assert threads() <= before_threads
     assert list(batches) == []
+
+
+@needs_proc
+def test_signals_that_stop_a_run_leave_the_batches_it_still_needs(files):
+    source = feed(files, 1, loader="torch", seed=0, augment=True)
+    expected = list(source.batches(0))
+    before = children()
+    batches = source.batches(0)
+    found = [next(batches)]
+    workers = children() - before
+    assert workers
+    for worker in workers:
+        os.kill(worker, signal.SIGINT)
+        os.kill(worker, signal.SIGTERM)
+    assert_same([*found, *batches], expected)
+    assert children() == before
+
+
+def answer(connection) -> None:
+    _outlive_a_signal(0)
+    while True:
+        connection.send(connection.recv())
+
+
+def test_a_second_signal_ends_a_worker():
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=answer, args=(theirs,), daemon=True)
+    worker.start()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        ours.send(number)
+        assert ours.recv() == number
+        os.kill(worker.pid, number)
+    ours.send("after")
+    assert ours.recv() == "after"
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == -signal.SIGTERM
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
