@@ -40,7 +40,7 @@ def draw_confusion_matrix(names: Sequence[str], counts: Mapping[str, Tensor]) ->
             squares.append(Rectangle((column - 0.5, row - 0.5), 1, 1))
             shares.append(0.08 + 0.92 * share)
             if classes <= NUMBERED:
-                colour = COLOURS["paper"] if share > 0.45 else COLOURS["ink"]
+                colour = COLOURS[f"on-way-{way}"] if share > 0.5 else COLOURS["ink"]
                 text = str(int(matrix[row, column]))
                 axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
         axes.add_collection(PatchCollection(squares, facecolor=WAY_COLOURS[way], alpha=shares, linewidth=0))

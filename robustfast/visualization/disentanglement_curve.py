@@ -44,9 +44,11 @@ def draw_disentanglement_curve(
     epochs: Sequence[int],
     natural: Mapping[str, Sequence[float]],
     adversarial: Mapping[str, Sequence[float]],
+    *,
+    legend_below: bool = False,
 ) -> Figure:
-    """The figure without a title."""
-    figure, axes = new_figure()
+    """The figure without a title, its legend beside the axes or, in a narrower one, below them."""
+    figure, axes = new_figure(5.4, 3.5) if legend_below else new_figure()
     # Few checks: show where they are. Open circles are natural, as the dashes are.
     marker = "o" if len(epochs) <= 12 else None
     for kind, curves, style, width in (("natural", natural, "--", 1.2), ("attacked", adversarial, "-", 2.0)):
@@ -77,5 +79,9 @@ def draw_disentanglement_curve(
     axes.set_xlabel("epoch")
     axes.set_xlim(0, 1.03 * max(epochs))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if legend_below:
+        handles = axes.get_legend_handles_labels()
+        figure.legend(*handles, fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    else:
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -29,6 +29,7 @@ from robustfast.visualization.page_images import example_tables, inversion_table
 from robustfast.visualization.page_style import style_sheet
 from robustfast.visualization.page_tables import (
     accuracy_table,
+    field_list,
     paper_table,
     plain_table,
     plain_value,
@@ -158,11 +159,11 @@ def _accuracy(runs: Sequence[RunRecord]) -> str:
             f"{run.label}: accuracy of each way on natural images (full) and on images that attack this very way "
             f"(hatched, {name}).",
         )
-    return (
-        f'{text}<div class="pair">{figures}</div>'
-        f"<p class='note'>Percent of test images. S, R and N are the standard, the robust and the non-robust way.</p>"
-        f"{accuracy_table(lines, _labels(runs))}{_attacks(runs)}"
-    )
+    note = '<p class="note">Percent of test images. S, R and N are the standard, the robust and the non-robust way.</p>'
+    table = accuracy_table(lines, _labels(runs))
+    if len(runs) == 1:
+        return f'{text}<div class="beside"><div>{figures}{note}{_attacks(runs)}</div>{table}</div>'
+    return f'{text}<div class="pair">{figures}</div>{note}{table}{_attacks(runs)}'
 
 
 def _attacks(runs: Sequence[RunRecord]) -> str:
@@ -220,42 +221,45 @@ def _paper(runs: Sequence[RunRecord], papers: Sequence[Sequence[PaperRow]]) -> s
 def _curves(runs: Sequence[RunRecord]) -> str:
     if not any(run.series for run in runs):
         return _warning("No epoch has ended yet: metrics.jsonl has no line.")
-    figures = _lines_of(
+    common = _lines_of(
         runs,
         "loss",
         "loss",
         "Training loss, the sum of its terms, mean over the images of an epoch.",
         log=True,
     )
-    for position, run in enumerate(runs):
-        terms = {
-            name.removeprefix("terms/"): (curve.epochs, curve.values)
-            for name, curve in run.series.items()
-            if name.startswith("terms/")
-        }
-        if terms:
-            figures += _figure(
-                svg(
-                    draw_run_lines(terms, label="loss term", logarithmic=True),
-                    f"terms-{position}",
-                    f"Lines: the terms of the training loss of {run.label} over the epochs",
-                ),
-                f"{run.label}: what the loss adds up ({', '.join(terms)}).",
-            )
-    for position, run in enumerate(runs):
-        figures += _held_out(run, position)
-    figures += _lines_of(runs, "lr", "learning rate", "Learning rate at the end of each epoch.")
-    figures += _lines_of(
+    common += _lines_of(runs, "lr", "learning rate", "Learning rate at the end of each epoch.")
+    common += _lines_of(
         runs, "images_per_second", "images/s", "Training images a second, attack and all, without the checks."
     )
-    return f'<div class="pair">{figures}</div>'
+    terms = [_terms(run, position) for position, run in enumerate(runs)]
+    held_out = [_held_out(run, position) for position, run in enumerate(runs)]
+    return f'<div class="triple">{common}</div><div class="pair">{"".join(terms + held_out)}</div>'
+
+
+def _terms(run: RunRecord, position: int) -> str:
+    terms = {
+        name.removeprefix("terms/"): (curve.epochs, curve.values)
+        for name, curve in run.series.items()
+        if name.startswith("terms/")
+    }
+    if not terms:
+        return ""
+    return _figure(
+        svg(
+            draw_run_lines(terms, label="loss term", logarithmic=True),
+            f"terms-{position}",
+            f"Lines: the terms of the training loss of {run.label} over the epochs",
+        ),
+        f"{run.label}: what the loss adds up ({', '.join(terms)}).",
+    )
 
 
 def _lines_of(runs: Sequence[RunRecord], key: str, label: str, caption: str, *, log: bool = False) -> str:
     lines = {run.label: (run.series[key].epochs, run.series[key].values) for run in runs if key in run.series}
     if not lines:
         return ""
-    drawing = draw_run_lines(lines, label=label, logarithmic=log)
+    drawing = draw_run_lines(lines, label=label, logarithmic=log, width=4.2)
     return _figure(
         svg(drawing, key.replace("_", "-"), f"Lines: {label} over the epochs of {', '.join(lines)}"), caption
     )
@@ -272,7 +276,7 @@ def _held_out(run: RunRecord, position: int) -> str:
     attack = run.config.attack
     return _figure(
         svg(
-            draw_disentanglement_curve(epochs, natural, attacked),
+            draw_disentanglement_curve(epochs, natural, attacked, legend_below=True),
             f"held-out-{position}",
             f"Lines: held-out accuracy of the ways of {run.label} over the epochs, natural and attacked",
         ),
@@ -295,9 +299,10 @@ def _images(runs: Sequence[RunRecord], looks: Sequence[Look | Missing]) -> str:
         )
         caption = (
             f"Test images (numbers are positions in the split of {look.split}), each attacked through every trained "
-            f"way; below it what was added, magnified {look.examples.magnification:.3g} times ({zero}), and the "
-            f"gradient of that way's cross entropy with respect to the natural image, clipped to its mean ± 3 standard "
-            f"deviations and scaled to [0, 1] image by image. Attack: {_attack(look.attack)}; {look.attack_source}. "
+            f"way, with what the way takes it for; below it what was added, magnified "
+            f"{look.examples.magnification:.3g} times ({zero}), and the gradient of that way's cross entropy with "
+            f"respect to the natural image, clipped to its mean ± 3 standard deviations and scaled to [0, 1] image by "
+            f"image. Attack: {_attack(look.attack)}; {look.attack_source}. "
             f"Weights: {look.checkpoint}, epoch {look.epoch}."
         )
         text += _figure(example_tables(look), caption)
@@ -389,7 +394,7 @@ def _throughput(runs: Sequence[RunRecord]) -> str:
 def _configuration(runs: Sequence[RunRecord]) -> str:
     lines = config_lines(runs)
     if len(runs) == 1:
-        return f"{plain_table(lines, _labels(runs))}"
+        return field_list(lines)
     differing = [line for line in lines if line.differs]
     text = '<p class="note">Fields in which the runs differ, by their flags.</p>'
     text += plain_table(differing, _labels(runs)) if differing else "<p>The configurations are the same.</p>"
@@ -397,7 +402,8 @@ def _configuration(runs: Sequence[RunRecord]) -> str:
 
 
 def _machine(runs: Sequence[RunRecord]) -> str:
-    return plain_table(machine_lines(runs), _labels(runs))
+    lines = machine_lines(runs)
+    return plain_table(lines, _labels(runs)) if len(runs) > 1 else field_list(lines, long=True)
 
 
 def _labels(runs: Sequence[RunRecord]) -> list[str]:

@@ -42,7 +42,7 @@ def inversion_tables(look: Look) -> str:
             body += _body(
                 [
                     _row(
-                        f"{way_badge(found.encoder)} inverted {name} representation",
+                        f"{way_badge(found.encoder)} {name} representation, inverted",
                         found.images,
                         part,
                         lambda i, name=name: (
@@ -58,7 +58,7 @@ def inversion_tables(look: Look) -> str:
 
 def way_badge(way: str) -> str:
     """The letter of a way on its colour."""
-    return f'<span class="way" style="background:var(--way-{way})">{way.upper()}</span>'
+    return f'<span class="way" style="background:var(--way-{way});color:var(--on-way-{way})">{way.upper()}</span>'
 
 
 def _example_table(look: Look, part: Sequence[int]) -> str:
@@ -74,7 +74,7 @@ def _example_table(look: Look, part: Sequence[int]) -> str:
     body = _body(
         [
             _row(
-                "natural, and what each way takes it for",
+                "natural",
                 examples.images,
                 part,
                 lambda i: f"natural image, {_class(look, i)}",
@@ -95,7 +95,7 @@ def _way_rows(look: Look, examples: Examples, way: WayExamples, part: Sequence[i
     return _body(
         [
             _row(
-                f"{way_badge(way.way)} attacked, and what it takes it for",
+                f"{way_badge(way.way)} under attack",
                 way.adversarial,
                 part,
                 lambda i: (
@@ -136,7 +136,7 @@ def _parts(labels: Tensor) -> list[list[int]]:
 def _table(look: Look, part: Sequence[int], body: str) -> str:
     headings = "".join(
         f'<th scope="col">{escape(look.classes[int(look.examples.labels[i])])}'
-        f'<br><span class="note">#{int(look.examples.positions[i])}</span></th>'
+        f"<br><span>image {int(look.examples.positions[i])}</span></th>"
         for i in part
     )
     head = f"<thead><tr><th></th>{headings}</tr></thead>"

@@ -32,8 +32,8 @@ DARK_PAGE = {
 RULES = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.55 ui-sans-serif, system-ui, -apple-system,
-  "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif; }
+body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.55 -apple-system, "Segoe UI", Roboto,
+  "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 32px 24px 64px; }
 h1, h2, h3 { line-height: 1.25; margin: 0; font-weight: 650; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h1 { font-size: 28px; }
@@ -56,10 +56,10 @@ a:hover { text-decoration: underline; }
 .card h2 { display: block; font-size: 17px; }
 .card .what { color: var(--muted); font-size: 13.5px; margin: 2px 0 12px; overflow-wrap: anywhere; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 8px; }
-.figures { display: flex; flex-wrap: wrap; gap: 12px 26px; margin: 0 0 10px; padding: 0; }
-.figures div { min-width: 70px; }
+.figures { display: flex; flex-wrap: wrap; gap: 12px 20px; margin: 0 0 10px; padding: 0; }
+.figures div { min-width: 62px; }
 .figures dt { font-size: 12px; color: var(--muted); }
-.figures dd { margin: 0; font-size: 22px; font-weight: 620; font-variant-numeric: tabular-nums; line-height: 1.2; }
+.figures dd { margin: 0; font-size: 20px; font-weight: 620; font-variant-numeric: tabular-nums; line-height: 1.2; }
 
 details.section { margin: 0 0 16px; }
 details.section > summary { padding: 14px 18px; cursor: pointer; list-style-position: inside; }
@@ -87,21 +87,32 @@ figcaption { color: var(--muted); font-size: 13px; margin-top: 6px; max-width: 9
 figure svg { display: block; width: 100%; height: auto; }
 figure svg text { font-family: inherit !important; fill: var(--text); }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
+.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 4px 40px;
+  align-items: start; }
+.beside table { width: 100%; }
+.fields { columns: 3 240px; column-gap: 40px; font-size: 14px; margin: 6px 0 0; }
+.fields div { display: flex; justify-content: space-between; gap: 16px; padding: 4px 0; break-inside: avoid;
+  border-bottom: 1px solid var(--line); }
+.fields dt { color: var(--muted); white-space: nowrap; }
+.fields dd { margin: 0; text-align: right; overflow-wrap: anywhere; min-width: 0; }
+.fields.long { columns: 2 380px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 4px 32px; }
+.triple { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 4px 24px; }
 
 table.examples { margin: 10px 0 18px; font-size: 12.5px; }
 table.examples th, table.examples td { padding: 4px 5px; border: 0; text-align: center; vertical-align: top; }
-table.examples tbody th { text-align: right; color: var(--muted); width: 118px; vertical-align: middle;
+table.examples tbody th { text-align: right; color: var(--muted); width: 112px; vertical-align: middle;
   padding-right: 10px; line-height: 1.35; }
 table.examples tbody + tbody tr:first-child > * { border-top: 1px solid var(--line); padding-top: 8px; }
 table.examples tbody tr:last-child > * { padding-bottom: 8px; }
-table.examples thead th { border: 0; max-width: 92px; overflow-wrap: anywhere; }
+table.examples thead th { border: 0; max-width: 92px; overflow-wrap: anywhere; color: var(--text); font-weight: 600; }
+table.examples thead span { font-weight: 400; font-size: 11.5px; color: var(--muted); }
 table.examples img { display: block; width: 88px; height: auto; margin: 0 auto; border-radius: 3px; }
 img.pixels { image-rendering: pixelated; }
 .said { display: block; line-height: 1.35; max-width: 92px; margin: 3px auto 0; overflow-wrap: anywhere; }
 .wrong { color: var(--wrong); }
 .right { color: var(--right); }
-.way { display: inline-block; width: 1.5em; border-radius: 4px; color: var(--card); text-align: center;
+.way { display: inline-block; width: 1.5em; border-radius: 4px; text-align: center;
   font-weight: 600; font-size: 11.5px; line-height: 1.5; }
 footer { color: var(--muted); font-size: 13px; margin-top: 28px; }
 
@@ -120,16 +131,19 @@ details.section > summary, h3, caption { break-after: avoid; }
 /* Paper has no folds. */
 details::details-content { content-visibility: visible !important; display: block !important;
   block-size: auto !important; }
-details.more > summary { display: none; }
+details.more > summary { color: var(--text); font-weight: 600; break-after: avoid; }
 .card { break-inside: avoid; }
 figure, tr, table.examples tbody { break-inside: avoid; }
 thead { display: table-header-group; }
 .scroll { overflow: visible; }
-.pair { grid-template-columns: 1fr 1fr; gap: 2mm 8mm; }
+.pair, .beside { grid-template-columns: 1fr 1fr; gap: 2mm 8mm; }
+.triple { grid-template-columns: 1fr 1fr 1fr; gap: 2mm 4mm; }
+.fields { font-size: 9pt; columns: 3 50mm; }
+.fields.long { columns: 2 70mm; }
 table { font-size: 9pt; }
-table.examples img { width: 17mm; }
+table.examples img { width: 15mm; }
 table.examples tbody th { width: 24mm; }
-.said, table.examples thead th { max-width: 18mm; font-size: 8pt; }
+.said, table.examples thead th { max-width: 16mm; font-size: 7.5pt; line-height: 1.2; }
 """
 
 

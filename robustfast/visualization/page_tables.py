@@ -12,7 +12,7 @@ from robustfast.evaluation.comparison import Comparison, method_label
 from robustfast.evaluation.side_by_side import Line
 from robustfast.evaluation.tables import percent
 
-__all__ = ["accuracy_table", "paper_table", "plain_table", "plain_value", "throughput_table"]
+__all__ = ["accuracy_table", "field_list", "paper_table", "plain_table", "plain_value", "throughput_table"]
 
 NOTHING = "–"
 
@@ -77,6 +77,17 @@ def paper_table(label: str, comparison: Comparison) -> str:
     )
 
 
+def field_list(lines: Sequence[Line], *, long: bool = False) -> str:
+    """The fields of a single run in columns; `long` leaves room for values of many letters."""
+    text = ""
+    for group, members in groupby(lines, key=lambda line: line.group):
+        fields = "".join(
+            f"<div><dt>{escape(line.name)}</dt><dd>{_code(line.values[0])}</dd></div>" for line in members
+        )
+        text += f'<h3>{escape(group)}</h3><dl class="fields{" long" if long else ""}">{fields}</dl>'
+    return text
+
+
 def plain_value(value: Any) -> str:
     """A value of a configuration as its flag takes it; pixel sizes as fractions of 255."""
     if value is None or value in ([], (), ""):
@@ -93,13 +104,15 @@ def plain_value(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a reader thinks of them: 0.42 s, 42.0 s, 3 min 20 s, 7 h 12 min."""
+    """Seconds as a reader thinks of them: 0.42 s, 42.0 s, 3 min, 3 min 20 s, 7 h 12 min."""
     if seconds < 10:
         return f"{seconds:.2f} s"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if rest else f"{minutes} min"
 
 
 def _grouped(

@@ -15,7 +15,11 @@ STYLES = ("-", "--", ":", "-.")
 
 
 def draw_run_lines(
-    lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, label: str, logarithmic: bool = False
+    lines: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    *,
+    label: str,
+    logarithmic: bool = False,
+    width: float = 5.4,
 ) -> Figure:
     """Draw lines over the epochs; a line of one epoch is a point.
 
@@ -23,13 +27,14 @@ def draw_run_lines(
         lines: what the legend calls it to its epochs and values; with one line there is no legend.
         label: of the y axis.
         logarithmic: whether the y axis is; values of 0 and below are left out there.
+        width: of the figure in inches.
 
     Raises:
         ValueError: a line has another number of values than epochs, or there is none.
     """
     if not lines:
         raise ValueError("expected at least one line")
-    figure, axes = new_figure(5.4, 3.2)
+    figure, axes = new_figure(width, 0.1 + 0.58 * width)
     for number, (name, (epochs, values)) in enumerate(lines.items()):
         if len(epochs) != len(values):
             raise ValueError(f"{name}: {len(values)} values for {len(epochs)} epochs")
@@ -54,11 +59,12 @@ def draw_run_lines(
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     if len(lines) > 1:
+        letters = max(map(len, lines))
         figure.legend(
             *axes.get_legend_handles_labels(),
             fontsize=8,
             frameon=False,
             loc="outside lower center",
-            ncols=min(4, len(lines)),
+            ncols=min(len(lines), max(1, int(9 * width / (letters + 4)))),
         )
     return figure

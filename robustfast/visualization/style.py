@@ -37,6 +37,10 @@ COLOURS = {
     "paper": "#ffffff",
     "grid": "#e3e5e8",
     **{f"way-{way}": colour for way, colour in WAY_COLOURS.items()},
+    # Letters on a full patch of the way's colour; no two colours may be written alike.
+    "on-way-s": "#fefefe",
+    "on-way-r": "#fdfdfd",
+    "on-way-n": "#15191f",
     **{f"series-{number}": colour for number, colour in enumerate(SERIES)},
 }
 """Every colour a figure may have by its name, as files have it; on a page it is the CSS variable of that name."""
@@ -48,6 +52,9 @@ DARK = {
     "way-s": "#a3adb8",
     "way-r": "#62a8e5",
     "way-n": "#f0a458",
+    "on-way-s": "#15191f",
+    "on-way-r": "#15191f",
+    "on-way-n": "#15191f",
     "series-0": "#7fa9ec",
     "series-1": "#f08e6c",
     "series-2": "#61c898",
