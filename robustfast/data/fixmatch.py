@@ -190,12 +190,12 @@ def _solarize(images: Tensor, magnitude: Tensor) -> Tensor:
 
 def _brightness(images: Tensor, magnitude: Tensor) -> Tensor:
     """Darken."""
-    return _blend(torch.zeros_like(images), images, magnitude)
+    return _blend(torch.zeros(1, 1, 1, 1, device=images.device), images, magnitude)
 
 
 def _color(images: Tensor, magnitude: Tensor) -> Tensor:
     """Take colour away."""
-    return _blend(_luminance(images).to(torch.uint8), images, magnitude)
+    return _blend(_luminance(images).float(), images, magnitude)
 
 
 def _contrast(images: Tensor, magnitude: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def _contrast(images: Tensor, magnitude: Tensor) -> Tensor:
     luminance = _luminance(images)
     pixels = luminance[0].numel()
     mean = (2 * luminance.sum(dim=(1, 2, 3), keepdim=True) + pixels) // (2 * pixels)
-    return _blend(mean.to(torch.uint8), images, magnitude)
+    return _blend(mean.float(), images, magnitude)
 
 
 def _sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
@@ -212,27 +212,32 @@ def _sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
     if height < 3 or width < 3:
         return images
     wide = images.to(torch.int16)
-    rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
-    smooth = images.clone()
+    rows = (wide[:, :, :-2] + wide[:, :, 1:-1]).add_(wide[:, :, 2:])
+    total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(wide[:, :, 1:-1, 1:-1], alpha=4)
+    smooth = images.float()
     # Rounded: an odd number over 26 is no integer, and not so near one that float32 could take it for one.
-    smooth[:, :, 1:-1, 1:-1] = (2 * total + 13) / 26
+    smooth[:, :, 1:-1, 1:-1] = total.mul_(2).add_(13).div(26).floor_()
     return _blend(smooth, images, magnitude)
 
 
 def _luminance(images: Tensor) -> Tensor:
-    """int64 [B, 1, H, W]: ITU-R 601-2 luma in 16 fractional bits, rounded."""
+    """int32 [B, 1, H, W]: ITU-R 601-2 luma in 16 fractional bits, rounded."""
     if images.shape[1] == 1:
-        return images.long()
+        return images.int()
     red, green, blue = images.int().split(1, dim=1)
-    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000 >> 16).long()
+    return red * 19595 + green * 38470 + blue * 7471 + 0x8000 >> 16
 
 
-def _blend(degenerate: Tensor, images: Tensor, magnitude: Tensor) -> Tensor:
-    """`degenerate` for a factor of 0, `images` for 1, between them in float32 and cut off; the factor is .14 to .86."""
+def _blend(start: Tensor, images: Tensor, magnitude: Tensor) -> Tensor:
+    """`start` for a factor of 0, `images` for 1, between them in float32 and cut off; the factor is .14 to .86.
+
+    Args:
+        start: float32 that broadcasts to the images, integers in 0..255.
+        images: uint8 [B, C, H, W].
+        magnitude: int64 [B].
+    """
     factor = _by_magnitude(lambda v: v * 0.9 / 10 + 0.05, magnitude, torch.float32)
-    start = degenerate.float()
-    return (start + factor * (images.float() - start)).to(torch.uint8)
+    return images.float().sub_(start).mul_(factor).add_(start).to(torch.uint8)
 
 
 Matrix = tuple[float, float, float, float, float, float]
