@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -74,7 +76,11 @@ class World:
         try:
             with _on_this_machine(size):
                 dist.init_process_group(
-                    "cpu:gloo,cuda:nccl" if gpus else "gloo", rank=rank, world_size=size, timeout=timeout
+                    "cpu:gloo,cuda:nccl" if gpus else "gloo",
+                    store=_fresh_store(rank, size, timeout),
+                    rank=rank,
+                    world_size=size,
+                    timeout=timeout,
                 )
         except (RuntimeError, ValueError) as error:
             raise UserError(
@@ -203,7 +209,7 @@ class World:
         except RuntimeError as error:
             raise UserError(
                 f"process {self.rank} of {self.size} lost touch with the others ({_first_line(error)}): one of them "
-                f"ended or hangs, and its own message says why"
+                f"hangs, was killed, or says itself what went wrong"
             ) from error
 
 
@@ -241,6 +247,37 @@ def _described() -> tuple[int, int, int, int]:
         raise UserError(f"the environment variable MASTER_ADDR is not set, expected rank 0's machine: {mend}")
     number("MASTER_PORT", 1, 1 << 16)
     return rank, size, number("LOCAL_RANK", 0, size), restarts
+
+
+def _fresh_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Where these processes leave each other their addresses, and no process before them has.
+
+    Torchrun's store outlives the processes, and torch 2.13 reads from it, after a restart, whichever address it finds
+    under a rank: also that of a dead process (pytorch/pytorch#135712, #167288). Restart counts do not tell the two
+    apart, because each machine has its own. So rank 0 draws a name for this start and tells it to those who ask now.
+
+    Raises:
+        RuntimeError: the others did not come in time.
+    """
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    if rank:
+        question = uuid.uuid4().hex
+        store.set(f"robustfast/asks/{rank}", question)
+        name = store.get(f"robustfast/told/{question}").decode()
+        store.add(f"robustfast/came/{name}", 1)
+        return dist.PrefixStore(name, store)
+    name, answered = uuid.uuid4().hex, set()
+    deadline = time.monotonic() + timeout.total_seconds()
+    while store.add(f"robustfast/came/{name}", 0) < size - 1:
+        asking = [key for other in range(1, size) if store.check([key := f"robustfast/asks/{other}"])]
+        questions = {store.get(key).decode() for key in asking}
+        for question in questions - answered:
+            store.set(f"robustfast/told/{question}", name)
+        answered |= questions
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"waited {timeout.total_seconds():g} s for {size - 1} others")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 @contextmanager
