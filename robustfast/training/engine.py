@@ -187,7 +187,8 @@ class Engine:
     def _parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """The parts of a batch that are computed one after the other, and the share of each in its images."""
         images = len(batch.y)
-        count = min(self.config.accumulate, images)
+        # As many in each process, since synchronised batch norms wait for each other: as the smallest batch allows.
+        count = min(self.config.accumulate, round(images / batch.share) // self.world.size)
         cuts = [part * images // count for part in range(count + 1)]
         return [
             (batch._replace(x=batch.x[a:b], y=batch.y[a:b], index=batch.index[a:b]), (b - a) / images)
