@@ -187,7 +187,7 @@ def test_resume_needs_no_other_flag_and_allows_the_same(
         ["digits-at", "--resume=run", "--epochs", "1", "--no-evaluate", "--checkpoint-steps", "9"],
     ):
         assert main_wrapper(train.main, argv) == 0
-        assert "run is finished: 1 epochs" in capfd.readouterr().out
+        assert "run is finished: 1 epoch\n" in capfd.readouterr().out
 
     line = refuse(["--resume", "run", "--lr", "0.7", "--attack.eps", "8/255"])
     assert "--attack.eps" in line

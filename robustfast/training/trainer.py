@@ -1,4 +1,4 @@
-"""The training loop: what a run's state is, and what moves it from step to step."""
+"""The training loop: step by step, epoch by epoch, until the end or a reason to stop."""
 
 from __future__ import annotations
 
@@ -13,40 +13,31 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from robustfast.data import Batch, Dataset, feed
+from robustfast.data import Batch, Dataset
 from robustfast.distributed import World
 from robustfast.errors import UserError
-from robustfast.models.stored_state import fits_the_model
-from robustfast.models.sync_batch_norm import synchronise
-from robustfast.objectives import OBJECTIVES
-from robustfast.registry import lookup
 from robustfast.seeds import derive
 from robustfast.signals import Stopped, StopRequest
 from robustfast.training import checkpoint
-from robustfast.training.averaging import Average
 from robustfast.training.board import Board
-from robustfast.training.early_stopping import EarlyStopping
-from robustfast.training.engine import Engine, NonFiniteLossError
+from robustfast.training.engine import NonFiniteLossError
 from robustfast.training.held_out import HeldOutCheck, HeldOutResult
-from robustfast.training.metrics import Meter, MetricsFile
-from robustfast.training.model_shape import check_shape
+from robustfast.training.metrics import Meter
 from robustfast.training.pictures import Pictures
 from robustfast.training.progress import Progress, epoch_line
-from robustfast.training.run_folder import RunFolder, build_model
+from robustfast.training.run_folder import RunFolder
+from robustfast.training.run_state import RunState
 from robustfast.training.schedule import learning_rate
 from robustfast.training.together import together
 
 __all__ = ["Trainer"]
 
 
-class Trainer:
-    """The state of a run and what moves it: everything a checkpoint holds lives here.
+class Trainer(RunState):
+    """What moves a run from step to step, and writes down how it goes.
 
     Args:
-        folder: the run.
-        dataset: the images to train on.
-        device: where to train.
-        world: the processes that train together. All hold the same weights; the one that writes keeps the folder.
+        folder, dataset, device, world: as for `RunState`.
         held_out: the images that the checks use; None checks nothing.
         positions: where in the training split each image of `dataset` lies, int64; None: `dataset` is all of it.
 
@@ -64,68 +55,23 @@ class Trainer:
         held_out: Dataset | None = None,
         positions: Tensor | None = None,
     ) -> None:
-        config = folder.config
-        self.folder, self.config, self.device = folder, config, device
-        self.world = world = world or World()
+        super().__init__(folder, dataset, device, world)
         self.positions = positions
-        torch.manual_seed(derive(config.seed, "weights"))
-        self.model = build_model(folder).to(device)
-        if config.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        check_shape(self.model, config, dataset, device)
-        if config.batch_norm == "sync":
-            synchronise(self.model, world, device)
-        self.objective = lookup("objective", OBJECTIVES, config.method)(
-            self.model, config.objective, config.attack, seed=config.seed, engine=config.engine
-        )
-        self.objective.prepare(dataset)
-        self.engine = Engine(self.objective, config, device, world)
-        self.feed = feed(
-            dataset,
-            config.batch_size,
-            seed=config.seed,
-            device=device,
-            loader=config.loader,
-            augment=config.augment,
-            rand_augment=config.rand_augment,
-            crop=config.crop,
-            channels_last=config.channels_last,
-            rank=world.rank,
-            world=world.size,
-            say=self.say,
-        )
-        self.average = None
-        if config.average != "none":
-            self.average = Average(self.model, config, config.epochs * len(self.feed))
         self.check, self.pictures = None, None
         if held_out is not None:
-            judged = self.model if self.average is None else self.average.model
-            seen = judged, self.objective.main_ways, held_out
+            seen = self.judged, self.objective.main_ways, held_out
             # Images that were set aside for the checks are all used; of a test split, as many as asked for.
-            number = config.hold_out or config.validate_images
-            checked = replace(config, validate_images=number)
-            self.check = HeldOutCheck(*seen, checked, self.engine.precision, world)
+            number = self.config.hold_out or self.config.validate_images
+            checked = replace(self.config, validate_images=number)
+            self.check = HeldOutCheck(*seen, checked, self.engine.precision, self.world)
             if self._board_folder() is not None:
-                self.pictures = Pictures(*seen, config, self.engine.precision)
-        self.metrics = MetricsFile(folder.metrics)
-        self.meter = Meter()
-        self.epoch = 0  # finished epochs
-        self.step = 0  # finished steps of the epoch after them
-        self.early = EarlyStopping(config.early_stop)
-        self._saved = (-1, -1)  # epoch and step of the newest checkpoint
-
-    def say(self, text: str) -> None:
-        """Print a line, in the one process that does."""
-        if self.world.writes:
-            print(text, flush=True)
-
-    @property
-    def finished(self) -> bool:
-        return self.epoch == self.config.epochs or self.early.due
+                self.pictures = Pictures(*seen, self.config, self.engine.precision)
 
     def close(self) -> None:
-        """Stop what the loader has running."""
-        self.feed.close()
+        """Stop what the loaders have running."""
+        super().close()
+        if self.check is not None and self.check.feed is not None:
+            self.check.feed.close()
 
     def run(self) -> None:
         """Train until the last epoch is done or early stopping is due.
@@ -174,7 +120,7 @@ class Trainer:
             # process, it has no state that a resumed run would have to hold, nor another number of processes share out.
             torch.manual_seed(derive(self.config.seed, "dropout", self.epoch, self.step, self.world.rank))
             try:
-                terms = self.engine.step(batch, lr=learning_rate(self.config, number, steps))
+                terms = self.stepper.step(batch, lr=learning_rate(self.config, number, steps))
             except NonFiniteLossError as failure:
                 stopped = self._stopped(failure, batch)
                 together(self.world, lambda stopped=stopped: _raise(stopped))
@@ -275,53 +221,9 @@ class Trainer:
                 "format": checkpoint.FORMAT,
                 "epoch": self.epoch,
                 "robust": self.early.best,
-                **self._weights(),
+                **self.weights(),
             }
             checkpoint.save(state, self.folder.checkpoints / "best.pt")
-
-    def state(self) -> dict[str, Any]:
-        """Everything that decides how training goes on, as plain values and tensors; all processes call it at once."""
-        return {
-            "format": checkpoint.FORMAT,
-            "epoch": self.epoch,
-            "step": self.step,
-            **self._weights(),
-            "engine": self.engine.state_dict(),
-            "meters": self.world.gather(self.meter.state_dict()),
-            "metrics_bytes": self.metrics.bytes,
-            "early": self.early.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Continue from `state`, read from `path`; any number of processes may have written it.
-
-        Raises:
-            UserError: it is of another version, another model or other metrics.
-        """
-        with fits_the_model(path, f"put back the one that {self.folder.path} wrote, or start a new run"):
-            self.folder.refuse_format(state["format"], path)
-            self.model.load_state_dict(state["model"])
-            if self.average is not None:
-                self.average.load_state_dict(state["average"])
-            self.engine.load_state_dict(state["engine"])
-            self.epoch, self.step = state["epoch"], state["step"]
-            self.early.load_state_dict(state["early"])
-            self._share_out(state["meters"])
-            counted = state["metrics_bytes"]
-        if self.world.writes:
-            self.metrics.rewind(counted)
-        self._saved = (self.epoch, self.step)
-
-    def _share_out(self, meters: list[dict[str, Any]]) -> None:
-        """Each process goes on with its own sums; where there are more or fewer now, one of them with all."""
-        if len(meters) == self.world.size:
-            self.meter.load_state_dict(meters[self.world.rank], self.device)
-        else:
-            self.meter.load_state_dict(Meter.merged(meters), self.device, mine=self.world.writes)
-
-    def _weights(self) -> dict[str, Any]:
-        average = {} if self.average is None else {"average": self.average.state_dict()}
-        return {"model": self.model.state_dict(), **average}
 
     def _save(self) -> None:
         state = self.state()

@@ -17,6 +17,8 @@ import pytest
 import torch
 from tiny_runs import metrics
 
+from robustfast import train
+from robustfast.command_line import main_wrapper
 from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.training import checkpoint
@@ -75,17 +77,21 @@ def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], 
 
 
 def test_a_mistake_that_both_make_is_said_once(tmp_path: Path) -> None:
-    with two(*TRAIN, "--epochs", "0") as processes:
-        codes, _, err = ends(processes)
-    assert codes == [2, 2]
-    assert err == ["error: --epochs 0: expected at least 1\n", ""]
-
     (tmp_path / "notes.txt").write_text("mine")
     with two(*TRAIN, "--out", tmp_path) as processes:
         codes, _, err = ends(processes)
     assert codes == [2, 2]
     assert err[1] == ""
     assert re.fullmatch(r"error: --out .*: the folder is not empty; .*\n", err[0])
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "error: --epochs 0: expected at least 1\n"), ("1", "")])
+def test_a_mistake_in_the_arguments_is_said_once_on_each_machine(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert main_wrapper(train.main, ["digits-st", "--epochs", "0"]) == 2
+    assert capsys.readouterr().err == said
 
 
 def test_a_mistake_that_only_one_makes_ends_both(tmp_path: Path) -> None:
