@@ -5,7 +5,7 @@ import json
 import pytest
 
 from robustfast.errors import UserError
-from robustfast.evaluation.curves import held_out_curves
+from robustfast.evaluation.curves import Series, held_out_curves, metric_lines, series
 
 
 def write(path, *records):
@@ -47,3 +47,29 @@ def test_unreadable_file_is_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="cannot read"):
         held_out_curves(tmp_path / "metrics.jsonl")
+
+
+def test_a_line_that_is_being_written_is_no_record_yet(tmp_path):
+    path = write(tmp_path / "metrics.jsonl", {"epoch": 1}, {"epoch": 2})
+    path.write_text(path.read_text() + '{"epoch": 3, "lo')
+    assert metric_lines(path) == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_every_number_becomes_a_series(tmp_path):
+    path = write(
+        tmp_path / "metrics.jsonl",
+        {"epoch": 1, "loss": 2.0, "terms": {"ar": 1.5}},
+        {"epoch": 2, "loss": 1.0, "terms": {"ar": 0.5}, "natural": {"r": 0.25}},
+    )
+    found = series(path, metric_lines(path))
+    assert found == {
+        "loss": Series([1, 2], [2.0, 1.0]),
+        "terms/ar": Series([1, 2], [1.5, 0.5]),
+        "natural/r": Series([2], [0.25]),
+    }
+
+
+def test_a_value_that_is_no_number_is_named(tmp_path):
+    path = write(tmp_path / "metrics.jsonl", {"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": [1]})
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
+        series(path, metric_lines(path))
