@@ -1,0 +1,164 @@
+"""The error of one gradient in each precision and layout: `python bench/precision_gradients.py`.
+
+Trains in float32 and now and then computes one step's gradient on the same batch in each variant, from copies of the
+weights. "step" is the step as it trains, whose attack runs in the variant too; "pass" is the training pass alone, on
+the images that the float32 attack found. The error is relative, ||g - g32|| / ||g32|| over all parameters together.
+Beside them: how far the float32 gradients of two draws of the attack's random start are apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import robustfast
+from robustfast.data import Batch, feed, load
+from robustfast.models import ThreeWay
+from robustfast.objectives import OBJECTIVES
+from robustfast.seeds import derive
+from robustfast.training.checkpoint import write_durably
+from robustfast.training.config import TrainConfig, to_json
+from robustfast.training.engine import Engine
+from robustfast.training.fit import data_folder
+from robustfast.training.presets import PRESETS
+from robustfast.training.run_folder import _commit, _hardware
+from robustfast.training.schedule import learning_rate
+
+RESULTS = Path(__file__).parent / "results" / "precision-gradients.json"
+CPU = torch.device("cpu")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32 channels-last": {"channels_last": True},
+    "bf16": {"precision": "bf16"},
+    "bf16 channels-last": {"precision": "bf16", "channels_last": True},
+    "fp16 channels-last": {"precision": "fp16", "channels_last": True},
+}
+
+# Preset, fields, and the steps after which to look. ResNets are slow here: a small batch and few steps.
+CASES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
+    "digits_cnn, AAT++": ("digits-aatpp", {}, (0, 12, 60, 240, 480)),
+    "small_cnn, AT": ("mnist-at", {"batch_size": 64}, (0, 20, 100)),
+    "preact_resnet18, AT": ("cifar10-prn18-at", {"batch_size": 16}, (0, 10, 40)),
+}
+
+
+def gradient(
+    model: ThreeWay, config: TrainConfig, batch: Batch, *, progress: float, x_adv: Any = None
+) -> tuple[Tensor, Any]:
+    """One step's gradient as a vector in float64, and the attacked images; `model` stays as it is.
+
+    Args:
+        model: in float32, in any layout.
+        config: precision and layout.
+        batch: in float32.
+        progress: share of the training that is done.
+        x_adv: attacked images to take; None attacks.
+    """
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    own = copy.deepcopy(model).to(memory_format=layout)
+    objective = OBJECTIVES[config.method](own, config.objective, config.attack, seed=config.seed)
+    objective.begin(0, progress)
+    attack, found = objective.attack, x_adv
+
+    def attacked(*args: Any, **keywords: Any) -> Any:
+        nonlocal found
+        found = attack(*args, **keywords) if x_adv is None else x_adv
+        return found
+
+    objective.attack = attacked
+    engine = Engine(objective, config, CPU)
+    for scale in engine.scales.values():
+        if scale is not None:
+            scale.value.fill_(128.0)  # where a run's scale settles; the first ones overflow
+    engine.step(batch._replace(x=batch.x.contiguous(memory_format=layout)), lr=0.0)
+    gradients = chain.from_iterable(updater.gradients for updater in engine.updaters.values())
+    return torch.cat([g.contiguous().flatten().double() for g in gradients]), found
+
+
+def error(one: Tensor, other: Tensor) -> float:
+    """Relative distance of a gradient from the one that is right."""
+    return float((one - other).norm() / other.norm())
+
+
+def train(
+    config: TrainConfig, stops: tuple[int, ...], look: Callable[[ThreeWay, Batch, int, float], None]
+) -> None:
+    """Train in float32 up to the last of `stops`, and call `look(model, next batch, step, progress)` at each."""
+    torch.manual_seed(derive(config.seed, "weights"))
+    training = load(config.dataset, "train", data_folder(config))
+    model = ThreeWay(config.model, num_classes=training.num_classes, in_channels=training.channels)
+    objective = OBJECTIVES[config.method](model, config.objective, config.attack, seed=config.seed)
+    engine = Engine(objective, config, CPU)
+    source = feed(training, config.batch_size, seed=config.seed, augment=config.augment, say=None)
+    batches, steps = chain.from_iterable(map(source.batches, range(config.epochs))), len(source)
+    for number, batch in enumerate(batches):
+        progress = number / (config.epochs * steps)
+        if number in stops:
+            look(model, batch, number, progress)
+        if number >= max(stops):
+            break
+        objective.begin(number // steps, progress)
+        engine.step(batch, lr=learning_rate(config, number, steps))
+    else:
+        look(model, batch, number + 1, 1.0)
+    source.close()
+
+
+def measure(name: str) -> list[dict[str, Any]]:
+    """The rows of one case: errors of each variant at each stop."""
+    preset, fields, stops = CASES[name]
+    config = replace(PRESETS[preset], device="cpu", **fields)
+    rows = []
+
+    def look(model: nn.Module, batch: Batch, step: int, progress: float) -> None:
+        right, x_adv = gradient(model, config, batch, progress=progress)
+        row: dict[str, Any] = {"case": name, "steps": step, "step": {}, "pass": {}}
+        for variant, changed in VARIANTS.items():
+            other = replace(config, **changed)
+            row["step"][variant] = error(gradient(model, other, batch, progress=progress)[0], right)
+            mine = gradient(model, other, batch, progress=progress, x_adv=x_adv)[0]
+            row["pass"][variant] = error(mine, right)
+        rows.append(row)
+        shown = ", ".join(f"{v} {row['step'][v]:.2g} ({row['pass'][v]:.2g})" for v in VARIANTS)
+        print(f"{name} after {step} steps: {shown}", flush=True)
+
+    train(config, stops, look)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("ROBUSTFAST_BENCH_THREADS", "1")))
+    rows = [row for name in arguments.cases for row in measure(name)]
+    result = {
+        "command": "python bench/precision_gradients.py",
+        "robustfast": robustfast.__version__,
+        "commit": _commit(),
+        "hardware": _hardware() | {"system": platform.system()},
+        "configs": {
+            name: to_json(replace(PRESETS[CASES[name][0]], **CASES[name][1])) for name in arguments.cases
+        },
+        "rows": rows,
+    }
+    text = json.dumps(result, indent=1) + "\n"
+    write_durably(arguments.out, lambda file: file.write(text.encode()))
+
+
+if __name__ == "__main__":
+    main()
