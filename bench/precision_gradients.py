@@ -47,9 +47,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 # Preset, fields, and the steps after which to look. ResNets are slow here: a small batch and few steps.
 CASES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
+    "digits_cnn, AT": ("digits-at", {}, (0, 12, 60, 240, 480)),
     "digits_cnn, AAT++": ("digits-aatpp", {}, (0, 12, 60, 240, 480)),
     "small_cnn, AT": ("mnist-at", {"batch_size": 64}, (0, 20, 100)),
-    "preact_resnet18, AT": ("cifar10-prn18-at", {"batch_size": 16}, (0, 10, 40)),
+    "preact_resnet18, AT": ("cifar10-prn18-at", {"batch_size": 8}, (0, 10)),
 }
 
 
@@ -124,6 +125,9 @@ def measure(name: str) -> list[dict[str, Any]]:
     def look(model: nn.Module, batch: Batch, step: int, progress: float) -> None:
         right, x_adv = gradient(model, config, batch, progress=progress)
         row: dict[str, Any] = {"case": name, "steps": step, "step": {}, "pass": {}}
+        # Attacks draw from the seed, and the weights are given.
+        elsewhere, _ = gradient(model, replace(config, seed=config.seed + 1), batch, progress=progress)
+        row["another random start"] = error(elsewhere, right)
         for variant, changed in VARIANTS.items():
             other = replace(config, **changed)
             row["step"][variant] = error(gradient(model, other, batch, progress=progress)[0], right)
@@ -131,7 +135,8 @@ def measure(name: str) -> list[dict[str, Any]]:
             row["pass"][variant] = error(mine, right)
         rows.append(row)
         shown = ", ".join(f"{v} {row['step'][v]:.2g} ({row['pass'][v]:.2g})" for v in VARIANTS)
-        print(f"{name} after {step} steps: {shown}", flush=True)
+        start = row["another random start"]
+        print(f"{name} after {step} steps: {shown}; another start: {start:.2g}", flush=True)
 
     train(config, stops, look)
     return rows
