@@ -36,6 +36,7 @@ from robustfast.evaluation.reproduction import (
 from robustfast.evaluation.tables import comparison_markdown, comparison_table
 from robustfast.ops.backend import configured_backend
 from robustfast.registry import lookup
+from robustfast.signals import Stopped, signal_behind
 from robustfast.training.checkpoint import write_durably
 from robustfast.training.fit import data_folder, fit, resume
 from robustfast.training.presets import PRESETS
@@ -91,8 +92,8 @@ def _reproduce(arguments: Arguments, console: Console) -> None:
         return
     try:
         found = {run.method: done.get(run.method) or _make(run, made, console) for run in made.runs}
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from here") from None
+    except KeyboardInterrupt as stop:
+        raise Stopped(signal_behind(stop), "the same command goes on from here") from None
     _report(made, rows(made.table, found), arguments.out / made.scale.name, console)
 
 

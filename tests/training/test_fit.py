@@ -14,6 +14,7 @@ import torch
 from tiny_runs import assert_same_end, few_digits, metrics, tiny
 
 from robustfast.data import Dataset
+from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.objectives import OBJECTIVES
 from robustfast.training import checkpoint
@@ -318,6 +319,33 @@ def test_out_must_be_new_or_empty(tmp_path: Path, whole: Path) -> None:
     (tmp_path / "young").mkdir()
     (tmp_path / "young" / "config.json.partial").write_text("{")
     fit(tiny("digits-st", out=tmp_path / "young", epochs=1))
+
+
+def test_torchrun_starts_a_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], whole: Path
+) -> None:
+    """The command is the same, and the folder it names is not empty any more."""
+    config = tiny(out=tmp_path / "run", checkpoint_steps=1)
+    again = World(restarts=1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(StopError):
+            # Ended before there was anything to go on with.
+            fit(config, again)
+    assert_same_end(fit(config, again), whole)
+    printed = capsys.readouterr().out
+    assert printed.count("restarted by torchrun (1 so far): the run in") == 1
+    assert f"continuing {config.out} after 1 epoch and 1 step" in printed
+    with pytest.raises(UserError, match=r"--lr 0\.5 \(was 0\.05\)"):
+        fit(replace(config, lr=0.5), again)
+
+
+def test_a_run_to_be_started_again_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(UserError, match=r"--max-restarts without --out: .*name its folder"):
+        fit(tiny("digits-st"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_default_folder_is_the_next_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
