@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,15 @@ def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
             found, wanted = getattr(one, name), getattr(other, name)
             assert torch.equal(found, wanted), name
             assert found.stride() == wanted.stride(), name
+
+
+def becomes(condition: Callable[[], bool]) -> bool:
+    """Whether it holds, soon: what ends a thread or process returns before the system has taken it off its list."""
+    for _ in range(500):
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def threads() -> int:
