@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> None:
         prog=PROG,
         description="Make one self-contained HTML page about runs: tables, curves, attacked images, gradient maps.",
     )
+    if arguments.inversion_steps < 1:
+        raise UserError(f"--inversion-steps {arguments.inversion_steps}: expected at least 1")
     settings = LookSettings(
         images=arguments.images,
         attacked=arguments.attacked,
@@ -74,6 +76,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"name one run folder or more: {PROG} RUN [RUN ...]")
     runs = read_runs(arguments.runs)
     out = arguments.out or runs[0].path / ("report.html" if len(runs) == 1 else "comparison.html")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot make its folder ({error.strerror}); give another") from error
     papers = [paper_rows(run) for run in runs]
     console = Console(highlight=False)
     with configured_backend("auto"):
@@ -84,10 +90,6 @@ def main(argv: Sequence[str]) -> None:
             if isinstance(looks[-1], Missing):
                 console.print(f"{run.label}: no images: {looks[-1].reason}", markup=False, soft_wrap=True)
     text = page(runs, looks, papers, made=time.strftime("%Y-%m-%d %H:%M %z"))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot make its folder ({error.strerror}); give another") from error
     write_durably(out, lambda file: file.write(text.encode()))
     console.print(f"written: {out} ({len(text) / 2**20:.1f} MiB)", markup=False, soft_wrap=True)
 

@@ -22,7 +22,7 @@ def test_looking_at_the_progress_changes_nothing():
     noise = torch.rand(target.shape, generator=torch.Generator().manual_seed(derive(3, "inversion")))
     for inversion, encoder in zip(found, (model.encoder_r, model.encoder_n), strict=True):
         images, distances = invert(encoder, target, noise, steps=steps, step_size=STEP_SIZE)
-        # Each part's ball lies about its own start: the same numbers up to the last bits, 3e-6 after these steps.
+        # Each part's ball lies about its own start: the same numbers up to the last bits, 7e-7 after these steps.
         torch.testing.assert_close(inversion.images, images, rtol=0, atol=1e-4)
         torch.testing.assert_close(inversion.distances, distances, rtol=0, atol=1e-4)
 

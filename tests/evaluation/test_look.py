@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from robustfast.errors import UserError
-from robustfast.evaluation.aat import evaluate_run
-from robustfast.evaluation.attacks import DATASET_ATTACKS
+from robustfast.evaluation.aat import FILE, evaluate_run
+from robustfast.evaluation.attacks import DATASET_ATTACKS, attacks_for
 from robustfast.evaluation.look import Look, LookSettings, Missing, attack_of, look_at
 from robustfast.evaluation.run_record import RunRecord, read_runs
 from robustfast.training.fit import fit
@@ -38,7 +38,7 @@ def train(preset: str, path: Path, **fields: object) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = train("digits-aatpp", tmp_path_factory.mktemp("runs") / "a")
-    evaluate_run(path, device="cpu")
+    evaluate_run(path, attacks_for("digits", steps=2), device="cpu", file=FILE)
     return path
 
 
