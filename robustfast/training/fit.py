@@ -49,7 +49,8 @@ def fit(config: TrainConfig, world: World | None = None) -> Path:
         Stopped: SIGTERM or SIGINT, after the step that was under way is finished and checkpointed.
     """
     world = world or World()
-    if world.restarts and config.out is not None and (config.out / "config.json").exists():
+    # One process decides for all: a machine that cannot see the folder then says so, instead of starting a run.
+    if world.restarts and config.out is not None and world.broadcast((config.out / "config.json").exists()):
         if world.writes:
             print(
                 f"restarted by torchrun ({world.restarts} so far): the run in {config.out} goes on",
