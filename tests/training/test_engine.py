@@ -250,19 +250,28 @@ def test_compute_reads_nothing_on_the_host(precision: str, optimizer: str) -> No
         assert reads.count == 1
 
 
-def test_compute_leaves_out_what_comes_after_a_broken_loss() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_compute_leaves_out_what_comes_after_a_broken_loss(precision: str) -> None:
     class Broken(Duel):
         def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
             for phase in super().phases(x, y, index):
-                yield Phase(phase.optimizer, phase.loss / (phase.optimizer == "second"), phase.terms)
+                # Its gradient is as before: the loss itself must be looked at.
+                broken = phase.loss + (float("inf") if phase.optimizer == "first" else 0.0)
+                yield Phase(phase.optimizer, broken, phase.terms)
 
     duel = Broken()
     before = [parameter.detach().clone() for parameter in duel.model.parameters()]
-    done = engine(duel).compute(batch(), torch.tensor(0.1))
+    runner = engine(duel, precision=precision)
+    for scale in runner.scales.values():
+        if scale is not None:
+            scale.value.fill_(16.0)
+    done = runner.compute(batch(), torch.tensor(0.1))
     assert not bool(done.finite)
+    for updater in runner.updaters.values():
+        assert all(bool(torch.isfinite(gradient).all()) for gradient in updater.gradients)
     for parameter, old in zip(duel.model.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
-    with pytest.raises(NonFiniteLossError, match=r"phase 'first' is -?inf"):
+    with pytest.raises(NonFiniteLossError, match=r"phase 'first' is inf"):
         done.check()
 
 
