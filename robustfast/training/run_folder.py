@@ -187,8 +187,9 @@ def load_run(
 
     Args:
         path: run folder.
-        which: "last" is what the papers report. "best" had the highest held-out robust accuracy; those images come from
-            the test split, so its numbers on that split are a little too good.
+        which: "last" is what the papers report. "best" had the highest held-out robust accuracy: what early stopping
+            selects. Without ``config.hold_out`` those images come from the test split, and its numbers on that split
+            are a little too good.
         device: where the model goes; "auto" takes a GPU where there is one.
 
     Raises:

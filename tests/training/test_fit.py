@@ -21,6 +21,7 @@ from robustfast.training import checkpoint
 from robustfast.training import fit as fit_module
 from robustfast.training.engine import Engine
 from robustfast.training.fit import fit, resume
+from robustfast.training.held_out import HeldOutCheck
 from robustfast.training.presets import METHODS
 from robustfast.training.run_folder import RunFolder, load_run
 
@@ -216,6 +217,31 @@ def test_infinite_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
 
 
+@pytest.mark.parametrize("average", ["none", "ema", "swa"])
+def test_checks_and_evaluation_go_by_the_averaged_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: str
+) -> None:
+    judged: list[Any] = []
+    check = HeldOutCheck.__call__
+
+    def seen(self: HeldOutCheck, epoch: int) -> Any:
+        judged.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        return check(self, epoch)
+
+    monkeypatch.setattr(HeldOutCheck, "__call__", seen)
+    run = fit(tiny("digits-st", out=tmp_path / "run", average=average, swa_start=0.5))
+    state = checkpoint.load(run / "checkpoints" / "last.pt")
+    expected = state["model" if average == "none" else "average"]
+    for found in (judged[-1], load_run(run, device="cpu").model.state_dict()):
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    best = load_run(run, which="best", device="cpu")
+    assert all(
+        torch.equal(value, judged[best.epoch - 1][name]) for name, value in best.model.state_dict().items()
+    )
+    if average != "none":
+        assert any(not torch.equal(state["model"][name], value) for name, value in expected.items())
+
+
 def test_metrics_behind_the_checkpoint_are_dropped(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +276,8 @@ def test_tensorboard_has_each_epoch_once(tmp_path: Path, monkeypatch: pytest.Mon
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    for tag in ("images/natural", "images/adversarial_r", "images/adversarial_n"):
+        assert [event.step for event in events.Images(tag)] == [1, 2, 3]
     assert [event.value for event in events.Scalars("natural/n")] == pytest.approx(
         [line["natural"]["n"] for line in metrics(run)]
     )
