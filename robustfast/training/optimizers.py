@@ -188,10 +188,12 @@ def _torch(parameters: list[nn.Parameter], config: TrainConfig) -> tuple[torch.o
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
-            # Torch refuses to capture a step of AdamW that was not told of it, and warns of one that was for nothing.
+            # Torch refuses to capture a step of AdamW that was not told of it.
             capturable=fused and on_cuda and config.whole_step == "graph",
             **how,
         )
+        # It would warn of each that runs eagerly, as the first steps before a capture do.
+        optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
     return optimizer, fused
 
 
