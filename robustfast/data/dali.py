@@ -87,13 +87,17 @@ class DaliFeed(Feed):
 
         # Drawn for the epoch at once: a batch at a time, the draws would take a quarter of all that is done.
         crops = self._crops(torch.cat([index for index, _ in rows]), epoch)
+        size = max(len(index) for index, _ in rows)
 
         def inputs() -> Iterator[list[np.ndarray]]:
             ends = np.cumsum([len(index) for index, _ in rows])
+            # One buffer for all batches, since DALI copies what it is given: a new one has its pages to be found first.
+            gathered = dataset.images.new_empty((size, *dataset.images.shape[1:]))
             for (index, _), *drawn in zip(rows, *(np.split(each, ends[:-1]) for each in crops), strict=True):
-                yield [dataset.images[index].numpy(), *drawn]
+                batch = torch.index_select(dataset.images, 0, index, out=gathered[: len(index)])
+                yield [batch.numpy(), *drawn]
 
-        with self._pipeline(max(len(row.index) for row in rows), threads=1) as pipeline:
+        with self._pipeline(size, threads=1) as pipeline:
             images, *nodes = fn.external_source(inputs(), num_outputs=1 + len(crops), layout=["CHW"])
             images = images.gpu() if self._on_gpu else images
             pipeline.set_outputs(self._cut(images, nodes))
