@@ -33,7 +33,7 @@ __all__ = ["data_folder", "fit", "resume"]
 def fit(config: TrainConfig, world: World | None = None) -> Path:
     """Train a new run to its end.
 
-    A process that torchrun has started again, after one of its run had died, goes on with the run in `config.out`.
+    Processes that torchrun may start again (``--max-restarts``) go on with the run that is in `config.out`.
 
     Args:
         config: what to train; `config.out` None takes the next free ``runs/PRESET-seedN``.
@@ -50,12 +50,12 @@ def fit(config: TrainConfig, world: World | None = None) -> Path:
     """
     world = world or World()
     # One process decides for all: a machine that cannot see the folder then says so, instead of starting a run.
-    if world.restarts and config.out is not None and world.broadcast((config.out / "config.json").exists()):
+    if config.out is not None and world.broadcast(
+        _started_again(world) and (config.out / "config.json").exists()
+    ):
         if world.writes:
-            print(
-                f"restarted by torchrun ({world.restarts} so far): the run in {config.out} goes on",
-                flush=True,
-            )
+            count = f" ({world.restarts} so far)" if world.restarts else ""
+            print(f"restarted by torchrun{count}: the run in {config.out} goes on", flush=True)
         return resume(config.out, config, world)
     device = together(world, lambda: _check(config))
     images = together(world, lambda: _images(config))
@@ -110,6 +110,19 @@ def _stored(path: Path, config: TrainConfig | None) -> RunFolder:
     return replace(folder, config=config)
 
 
+def _started_again(world: World) -> bool:
+    """Whether a run that is there already may be these processes' own.
+
+    Torchrun counts processes that died. It does not count a start with machines that have come back or have gone, so
+    wherever it may start its command again, a run of that command is taken for the same one.
+    """
+    return world.restarts > 0 or _may_restart()
+
+
+def _may_restart() -> bool:
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
 def _check(config: TrainConfig, *, resumed: bool = False) -> torch.device:
     """Refuse what cannot run here before anything is read or written; return the device."""
     device = resolve_device(config.device)
@@ -122,7 +135,7 @@ def _check(config: TrainConfig, *, resumed: bool = False) -> torch.device:
         raise UserError(
             f"--threads {config.threads}: expected at most {processors}, the processors of this machine"
         )
-    if config.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+    if config.out is None and _may_restart():
         raise UserError(
             "--max-restarts without --out: processes that are started again could not find their run; name its folder"
         )

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_runs import assert_same_end, metrics
+from tiny_runs import assert_same_end, metrics, tiny
 
 from robustfast import evaluate
 from robustfast.command_line import main_wrapper
+from robustfast.errors import UserError
 from robustfast.evaluation.aat import CUSTOM
 from robustfast.training.fit import fit
 from robustfast.training.run_folder import RunFolder
@@ -90,6 +91,24 @@ def test_a_killed_process_costs_the_steps_since_the_newest_checkpoint(
     assert f"continuing {path} after " in printed
     assert [line["epoch"] for line in metrics(path)] == [epoch + 1 for epoch in range(EPOCHS)]
     assert_same_end(path, run[0])
+
+
+def test_a_start_that_torchrun_does_not_count_goes_on_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine has come back: no process died, so the count of restarts is still 0."""
+    config = tiny("digits-st", epochs=1, out=tmp_path / "run")
+    fit(config)
+    with pytest.raises(UserError, match="the folder is not empty"):
+        fit(config)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    capsys.readouterr()
+    assert fit(config) == config.out
+    printed = capsys.readouterr().out
+    assert f"restarted by torchrun: the run in {config.out} goes on" in printed
+    assert "is finished: 1 epoch" in printed
+    with pytest.raises(UserError, match=r"--seed 1 \(was 0\)"):
+        fit(replace(config, seed=1))
 
 
 @contextmanager
