@@ -1,0 +1,122 @@
+"""The table of epoch times, really made: few images and a small network, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    "--device",
+    "cpu",
+    "--model",
+    "wide_resnet10_1",
+    "--images",
+    "20",
+    "--batch-size",
+    "8",
+    "--steps",
+    "1",
+]
+TINY += ["--rounds", "1", "--warm-up", "1", "--workers", "0"]
+
+
+def epochs(out: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "bench/epoch.py", *TINY, "--out", str(out), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    report = json.loads(out.read_text()) if out.exists() else {}
+    report["printed"] = done.stdout
+    report["errors"] = done.stderr
+    return report
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("epoch") / "table.json"
+    return epochs(out, "--engines", "plain", "eager", "graph", "whole")
+
+
+def cell(report: dict[str, Any], *names: str) -> dict[str, Any]:
+    keys = "loader", "engine", "precision", "layout"
+    return next(cell for cell in report["cells"] if tuple(cell[key] for key in keys) == names)
+
+
+def test_every_cell_of_the_grid_is_there(report: dict[str, Any]) -> None:
+    people, *ours, again = report["cells"]
+    assert people["engine"] == again["engine"] == "people"
+    grid = {(c["loader"], c["engine"], c["precision"], c["layout"]) for c in ours}
+    assert len(ours) == len(grid) == 2 * 4 * 2 * 2
+
+
+def test_measured_cells_cover_the_epoch(report: dict[str, Any]) -> None:
+    measured = [c for c in report["cells"] if c["state"] == "measured"]
+    assert {c["engine"] for c in measured} == {"people", "plain", "eager"}
+    for found in measured:
+        assert found["steps"] == [3]  # two of eight images and one of four
+        assert found["steps_in_epoch"] == 3
+        assert found["rounds"] == [found["seconds"]]
+        assert found["setup_seconds"] > 0
+        assert found["images_per_second"] == pytest.approx(20 / found["seconds"])
+
+
+def test_what_cannot_run_keeps_its_reason(report: dict[str, Any]) -> None:
+    graph = cell(report, "resident", "graph", "fp32", "contiguous")
+    assert graph["state"] == "failed"
+    assert "needs images on a CUDA device" in graph["reason"]
+    assert graph["seconds"] is None
+    whole = cell(report, "dali", "whole", "bf16", "channels-last")
+    assert whole["state"] == "eager after all"
+    assert "CUDA graphs need a GPU" in whole["reason"]
+
+
+def test_the_report_says_what_was_measured_where_and_on_what(report: dict[str, Any]) -> None:
+    assert report["what"].startswith("seconds per epoch of PGD-1 adversarial training")
+    assert {"device", "torch", "commit", "threads"} <= set(report["hardware"])
+    assert "random bytes" in report["data"]
+    assert report["settings"]["batch_norm_in_the_attack"] == "eval"
+    assert str(ROOT) not in json.dumps({k: v for k, v in report.items() if k not in ("printed", "errors")})
+
+
+def test_equality_comes_first(report: dict[str, Any]) -> None:
+    assert 0 <= report["gradient_error"] < 1e-4
+
+
+def test_the_table_is_printed(report: dict[str, Any]) -> None:
+    printed = report["printed"]
+    for word in ("people", "plain", "resident", "dali", "written to"):
+        assert word in printed
+
+
+def test_an_epoch_past_the_time_is_extrapolated_and_says_so(tmp_path: Path) -> None:
+    few = ["--engines", "eager", "--loaders", "resident", "--precisions", "fp32", "--layouts", "contiguous"]
+    report = epochs(tmp_path / "some.json", *few, "--seconds", "0", "--no-people")
+    (found,) = report["cells"]
+    assert found["steps"] == [1]
+    assert found["steps_in_epoch"] == 3
+    assert "~" in report["printed"]
+
+
+def test_cells_past_the_limit_are_skipped(tmp_path: Path) -> None:
+    few = ["--engines", "eager", "--loaders", "resident", "--precisions", "fp32"]
+    report = epochs(tmp_path / "late.json", *few, "--limit", "-1", code=1)
+    assert {c["state"] for c in report["cells"]} == {"skipped"}
+    assert {c["reason"] for c in report["cells"]} == {"--limit -1 s"}
+
+
+def test_a_folder_without_cifar_is_one_line(tmp_path: Path) -> None:
+    report = epochs(tmp_path / "none.json", "--data-dir", str(tmp_path), code=2)
+    assert report["errors"].startswith("error: ")
+    assert len(report["errors"].splitlines()) == 1
