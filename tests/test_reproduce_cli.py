@@ -14,6 +14,7 @@ from robustfast.command_line import main_wrapper
 from robustfast.data import Dataset
 from robustfast.evaluation.reduced_data import FORMATS
 from robustfast.reproduce import main
+from robustfast.training.engine import Engine
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,21 @@ def test_killed_and_called_again_keeps_finished_rows(data, tmp_path, capsys):
         assert "nothing to run: all rows are finished" in printed
         assert "training" not in printed.replace("training images", "")
     assert json.loads((out / "smoke" / "aat-table8.json").read_text())["rows"]["aat"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_trains_is_told_in_its_own_words(data, tmp_path, capsys, monkeypatch, number):
+    step, made = Engine.step, []
+
+    def asked(self, *args, **keywords):
+        made.append(None)
+        os.kill(os.getpid(), number)
+        return step(self, *args, **keywords)
+
+    monkeypatch.setattr(Engine, "step", asked)
+    code, _, err = call(capsys, arguments("aat-table3", data, tmp_path))
+    assert (code, len(made)) == (128 + number, 1)
+    assert err == f"stopped by {number.name}, the same command goes on from here\n"
 
 
 def test_dry_run_says_what_it_would_do_and_does_nothing(data, tmp_path, capsys):
