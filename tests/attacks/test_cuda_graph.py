@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from robustfast.attacks import PGD, ThreeWayPGD, cuda_graph
-from robustfast.attacks.cuda_graph import CaptureError, GraphedLoop
+from robustfast.attacks.cuda_graph import (
+    CaptureError,
+    GraphedLoop,
+    eager_loops,
+    loops_are_eager,
+    record,
+    refuse_waits,
+)
 from robustfast.models import ThreeWay
 
 Batch = tuple[Tensor, Tensor]
@@ -163,6 +171,121 @@ def test_an_attack_through_the_graphed_loop_is_the_same_attack(
     assert len(captures) == 1
 
 
+def test_a_pool_without_a_graph_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch refuses to capture into a pool whose last graph is gone."""
+    seen: list[Any] = []
+
+    def capture(loop: object, first: dict[str, Any], keywords: object, memory: dict[Any, Any]) -> Any:
+        seen.append(memory.setdefault(first["x"].device, object()))
+        return lambda values: values
+
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+    monkeypatch.setattr(cuda_graph, "_key", lambda module, first: (first["x"].shape, first["x"].device))
+    graphed = GraphedLoop(nn.Linear(3, 3), loop, warn=False)
+    graphed(buffers(batch=1), batch=1)
+    elsewhere = {name: value.to("meta") for name, value in buffers(batch=1).items()}
+    graphed(elsewhere, batch=1)
+    for size in (2, 3, 4):
+        graphed({name: value.to("meta") for name, value in buffers(batch=size).items()}, batch=size)
+    graphed(buffers(batch=2), batch=2)
+    cpu, meta, *more, again = seen
+    assert all(pool is meta for pool in more)
+    assert again is not cpu
+
+
+def test_loops_inside_a_larger_graph_are_eager(net: nn.Module, batch: Batch, captures: list[Any]) -> None:
+    assert not loops_are_eager(torch.device("cpu"))
+    with eager_loops(), eager_loops():
+        assert loops_are_eager(torch.device("cpu"))
+    assert not loops_are_eager(torch.device("cpu"))
+    with pytest.raises(ZeroDivisionError), eager_loops():
+        raise ZeroDivisionError
+    assert not loops_are_eager(torch.device("cpu"))
+
+
+class Waits(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+
+def test_what_waits_is_named_before_a_capture_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with (
+        pytest.raises(
+            CaptureError, match=r"test_cuda_graph\.py:\d+ waits for the device: raise RuntimeError"
+        ),
+        refuse_waits(),
+    ):
+        Waits()(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="something else"), refuse_waits():
+        raise RuntimeError("something else")
+    assert modes == ["error", 1, "error", 1], "the caller's mode comes back"
+
+
+class Stream:
+    device = torch.device("cuda", 1)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """Just enough of torch.cuda to record without a GPU; what happened, by name."""
+    happened: dict[str, list[Any]] = {"device": [], "captured": [], "ended": [], "stream": []}
+
+    class Capture:
+        broken = False
+
+        def __init__(self, graph: object, pool: object, stream: object, capture_error_mode: str) -> None:
+            assert capture_error_mode == "thread_local"
+            happened["captured"].append((pool, stream))
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *failure: Any) -> None:
+            if failure[0] or Capture.broken:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    def device(device: torch.device) -> Any:
+        happened["device"].append(device)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "graph")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "new pool")
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "before")
+    monkeypatch.setattr(torch.cuda, "set_stream", happened["stream"].append)
+
+    def end(index: int, pool: object) -> None:
+        happened["ended"].append((index, pool))
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    return happened
+
+
+def test_a_recording_is_made_on_the_streams_own_device(cuda: dict[str, list[Any]]) -> None:
+    stream = Stream()
+    assert record(lambda: 7, stream) == ("graph", 7)
+    assert record(lambda: 8, stream, "shared") == ("graph", 8)
+    assert cuda["captured"] == [("new pool", stream), ("shared", stream)]
+    assert cuda["device"] == [Stream.device] * 2
+    assert cuda["stream"] == ["before"] * 2
+    assert not cuda["ended"]
+
+
+def test_a_broken_recording_says_what_broke_it_and_leaves_nothing_open(cuda: dict[str, list[Any]]) -> None:
+    def run() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be")
+
+    with pytest.raises(CaptureError, match=r"^operation not permitted when stream is capturing$"):
+        record(run, Stream(), "shared")
+    assert cuda["stream"] == ["before"]
+    assert cuda["ended"] == [(1, "shared")], "or torch's allocator waits for its end for ever"
+
+
 # --- on a GPU
 
 
@@ -263,3 +386,48 @@ def test_a_bad_label_is_an_error_and_the_device_survives(on_gpu: tuple[nn.Module
         with pytest.raises(ValueError, match="x has values from"):
             PGD(net, engine=engine)(x * 255, y)
     assert torch.ones(1, device="cuda").item() == 1
+
+
+@pytest.mark.gpu
+def test_after_a_broken_capture_others_still_work(on_gpu: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = on_gpu
+    stream = torch.cuda.Stream()
+
+    def waits() -> Tensor:
+        # Not among what `refuse_waits` sees.
+        torch.cuda.synchronize()
+        return x + 1
+
+    with pytest.raises(CaptureError):
+        record(waits, stream)
+    torch.cuda.empty_cache()
+    assert torch.equal(PGD(net, engine="graph")(x, y), PGD(net, engine="graph")(x, y))
+
+
+@pytest.mark.gpu
+def test_what_waits_is_named_on_a_gpu(on_gpu: tuple[nn.Module, Tensor, Tensor]) -> None:
+    _, x, _ = on_gpu
+    with (
+        pytest.raises(
+            CaptureError, match=r"test_cuda_graph\.py:\d+ waits for the device: x\.max\(\)\.item\(\)"
+        ),
+        refuse_waits(),
+    ):
+        x.max().item()
+    x.max().item()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["auto", "graph"])
+def test_an_attack_inside_a_callers_capture_is_part_of_it(
+    on_gpu: tuple[nn.Module, Tensor, Tensor], engine: str
+) -> None:
+    net, x, y = on_gpu
+    attack, static = PGD(net, engine=engine, random_start=False), x.clone()
+    stream = torch.cuda.Stream()
+    with cuda_graph.on_stream(stream), eager_loops():
+        attack(static, y)
+    graph, x_adv = record(lambda: attack(static, y), stream)
+    static.copy_(x.flip(0))
+    graph.replay()
+    assert torch.allclose(x_adv, PGD(net, engine="eager", random_start=False)(x.flip(0), y), atol=1e-6)
