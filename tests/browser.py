@@ -91,10 +91,8 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def show(
-        self, *, scheme: str = "light", media: str = "screen", width: int = 1200, height: int = 900
-    ) -> None:
-        """Prefer a colour scheme, a medium and a window size."""
+    def show(self, *, scheme: str = "light", media: str = "", width: int = 1200, height: int = 900) -> None:
+        """Prefer a colour scheme, a medium ("": screen, and paper where it prints) and a window size."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.send("Emulation.setEmulatedMedia", media=media, features=features)
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}

@@ -303,7 +303,7 @@ def test_the_page_prints_light_and_unfolded(browser: Any, pages: dict[str, Path]
         int, re.findall(r"\d+", browser.evaluate("getComputedStyle(document.body).color"))[:3]
     )
     assert red + green + blue < 200
-    browser.show()
+    browser.show(scheme="dark")
     printed = browser.pdf()
     assert printed.startswith(b"%PDF")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 30

@@ -141,7 +141,9 @@ thead { display: table-header-group; }
 .fields { font-size: 9pt; columns: 3 50mm; }
 .fields.long { columns: 2 70mm; }
 table { font-size: 9pt; }
-table.examples img { width: 15mm; }
+th, td { padding: 2.2pt 8pt 2.2pt 5pt; }
+figcaption { break-inside: avoid; font-size: 8.5pt; max-width: none; }
+table.examples img { width: 14.5mm; }
 table.examples tbody th { width: 24mm; }
 .said, table.examples thead th { max-width: 16mm; font-size: 7.5pt; line-height: 1.2; }
 """
