@@ -93,7 +93,9 @@ def main() -> None:
         "robustfast": stored["robustfast"],
         "commit": stored["commit"],
         "hardware": stored["hardware"] | {"system": platform.system()},
-        "config": stored["config"] | {"seed": arguments.seeds},
+        "config": {
+            k: v for k, v in stored["config"].items() if k not in ("seed", "precision", "channels_last")
+        },
         "variants": {name: {"precision": "fp32", "channels_last": False} | v for name, v in VARIANTS.items()},
         "accuracy": {
             name: [{"seed": s} | row for s, row in zip(arguments.seeds, found, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from precision_gradients import error, gradient
+from precision_seeds import RESULTS, overlap, summary
 from tiny_runs import tiny
 from torch import Tensor, nn
 
@@ -206,3 +208,13 @@ def test_error_of_one_gradient(method: str, fields: dict[str, Any], allowed: flo
     right, _ = gradient(model, config, batch, progress=1.0)
     mine, _ = gradient(model, replace(config, **fields), batch, progress=1.0)
     assert 0 < error(mine, right) < allowed
+
+
+def test_robust_accuracy_over_seeds_overlaps() -> None:
+    """What bench/precision_seeds.py measured, computed once more from the accuracies of its runs."""
+    accuracy = json.loads(RESULTS.read_text())["accuracy"]
+    assert set(accuracy) == {"fp32", "bf16 channels-last"}
+    assert [[row["seed"] for row in rows] for rows in accuracy.values()] == [[0, 1, 2]] * 2
+    one, other = (summary(rows)["adversarial.r"] for rows in accuracy.values())
+    assert overlap(one, other)
+    assert not overlap(one, {"mean": one["mean"] - 2.1 * one["sd"], "sd": one["sd"]})
