@@ -151,19 +151,21 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("ROBUSTFAST_BENCH_THREADS", "1")))
-    rows = [row for name in arguments.cases for row in measure(name)]
-    result = {
-        "command": "python bench/precision_gradients.py",
-        "robustfast": robustfast.__version__,
-        "commit": _commit(),
-        "hardware": _hardware() | {"system": platform.system()},
-        "configs": {
-            name: to_json(replace(PRESETS[CASES[name][0]], **CASES[name][1])) for name in arguments.cases
-        },
-        "rows": rows,
-    }
-    text = json.dumps(result, indent=1) + "\n"
-    write_durably(arguments.out, lambda file: file.write(text.encode()))
+    rows: list[dict[str, Any]] = []
+    for number, name in enumerate(arguments.cases):
+        rows += measure(name)
+        # After each case: what a run cut short has measured stays.
+        done = arguments.cases[: number + 1]
+        result = {
+            "command": "python bench/precision_gradients.py",
+            "robustfast": robustfast.__version__,
+            "commit": _commit(),
+            "hardware": _hardware() | {"system": platform.system()},
+            "configs": {case: to_json(replace(PRESETS[CASES[case][0]], **CASES[case][1])) for case in done},
+            "rows": rows,
+        }
+        text = json.dumps(result, indent=1) + "\n"
+        write_durably(arguments.out, lambda file, text=text: file.write(text.encode()))
 
 
 if __name__ == "__main__":
