@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
             if isinstance(looks[-1], Missing):
                 console.print(f"{run.label}: no images: {looks[-1].reason}", markup=False, soft_wrap=True)
     text = page(runs, looks, papers, made=time.strftime("%Y-%m-%d %H:%M %z"))
-    write_durably(out, lambda file: file.write(text.encode()))
+    write_durably(out, lambda file: file.write(text.encode(errors="replace")))
     console.print(f"written: {out} ({len(text) / 2**20:.1f} MiB)", markup=False, soft_wrap=True)
 
 

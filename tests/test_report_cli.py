@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -14,11 +16,14 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
+from rich.console import Console
 
 from robustfast.command_line import main_wrapper
 from robustfast.evaluation.aat import FILE, evaluate_run
 from robustfast.evaluation.attacks import attacks_for
-from robustfast.report import main
+from robustfast.evaluation.look import LookSettings, look_at
+from robustfast.evaluation.run_record import read_runs
+from robustfast.report import _progress, main
 from robustfast.training.fit import fit
 from robustfast.training.presets import PRESETS
 
@@ -198,6 +203,30 @@ def test_unfinished_runs_and_missing_data_are_said_on_the_page(
     code, out, _ = call(path, *QUICK)
     assert code == 0
     assert "No images: mnist not found" in Page(path / "report.html").text
+
+
+def test_bars_move_on_a_terminal_alone(runs: tuple[Path, Path]) -> None:
+    (run,) = read_runs([runs[1]])
+    for terminal in (True, False):
+        shown = io.StringIO()
+        console = Console(file=shown, force_terminal=terminal, width=100)
+        settings = LookSettings(images=2, attacked=8, inversion_steps=30, device="cpu")
+        with _progress(run, console) as advance:
+            look_at(run, settings, advance)
+        assert ("one way: inverting" in shown.getvalue()) == terminal
+        assert ("one way: attacking" in shown.getvalue()) == terminal
+        assert ("100 %" in shown.getvalue()) == terminal
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are always letters")
+def test_a_name_of_bytes_that_are_no_letters_is_shown(
+    runs: tuple[Path, Path], call: Call, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(runs[1], os.fsdecode(os.fsencode(tmp_path) + b"/a\xff$b$")))
+    out = tmp_path / "page.html"
+    code, _, err = call(path, "--out", out, "--images", "1", "--attacked", "0", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "a\ufffd$b$" in Page(out).text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,8 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
             raise UserError(f"{paths[position]} is named twice: name each run once")
     names = [path.name for path in resolved]
     labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    # A name may hold bytes that are no letters.
+    labels = [os.fsencode(label).decode(errors="replace") for label in labels]
     return [_read(path, label) for path, label in zip(paths, labels, strict=True)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from robustfast.visualization.style import COLOURS, WAY_COLOURS, WAY_NAMES
+from robustfast.visualization.style import COLOURS, WAY_COLOURS, WAY_NAMES, plain
 
 __all__ = ["draw_class_accuracy"]
 
@@ -47,6 +47,6 @@ def draw_class_accuracy(
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    columns[0].set_yticks(range(len(names)), names)
+    columns[0].set_yticks(range(len(names)), map(plain, names))
     columns[0].set_ylim(len(names) - 0.5, -0.5)
     return figure

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from robustfast.visualization.style import COLOURS, WAY_COLOURS, WAY_NAMES
+from robustfast.visualization.style import COLOURS, WAY_COLOURS, WAY_NAMES, plain
 
 __all__ = ["draw_confusion_matrix"]
 
@@ -53,8 +53,9 @@ def draw_confusion_matrix(names: Sequence[str], counts: Mapping[str, Tensor]) ->
         for spine in axes.spines.values():
             spine.set_color(COLOURS["grid"])
         if classes <= NUMBERED:
-            axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
-            axes.set_yticks(range(classes), names)
+            shown = [plain(name) for name in names]
+            axes.set_xticks(range(classes), shown, rotation=90 if max(map(len, names)) > 2 else 0)
+            axes.set_yticks(range(classes), shown)
         else:
             axes.set_xticks([])
             axes.set_yticks([])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from robustfast.visualization.style import SERIES, new_figure
+from robustfast.visualization.style import SERIES, new_figure, plain
 
 __all__ = ["draw_run_lines"]
 
@@ -48,7 +48,7 @@ def draw_run_lines(
             linewidth=1.8,
             marker="o" if len(shown) <= 12 else None,
             markersize=4,
-            label=name,
+            label=plain(name),
         )
     if logarithmic and axes.lines and any(len(line.get_xdata()) for line in axes.lines):
         axes.set_yscale("log")

@@ -22,6 +22,7 @@ __all__ = [
     "WAY_NAMES",
     "new_figure",
     "percent_axis",
+    "plain",
     "save",
     "svg",
 ]
@@ -82,6 +83,12 @@ def percent_axis(axes: Axes, label: str = "accuracy (%)") -> None:
     axes.set_ylim(0, 105)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel(label)
+
+
+def plain(text: str) -> str:
+    """`text` so that matplotlib draws it as it is: no formula between dollars, no legend without it for its "_"."""
+    shown = text.replace("$", r"\$")
+    return f"\u2060{shown}" if shown.startswith("_") else shown
 
 
 def save(figure: Figure, path: Path) -> Path:

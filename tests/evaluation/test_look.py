@@ -11,13 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from robustfast.data import load
 from robustfast.errors import UserError
 from robustfast.evaluation.aat import FILE, evaluate_run
 from robustfast.evaluation.attacks import DATASET_ATTACKS, attacks_for
 from robustfast.evaluation.look import Look, LookSettings, Missing, attack_of, look_at
 from robustfast.evaluation.run_record import RunRecord, read_runs
+from robustfast.training import checkpoint
 from robustfast.training.fit import fit
 from robustfast.training.presets import PRESETS
+from robustfast.training.run_folder import RunFolder, build_model
 
 QUICK = LookSettings(images=3, attacked=0, device="cpu")
 
@@ -80,6 +83,25 @@ def test_one_way_runs_show_their_way_alone(tmp_path: Path) -> None:
     assert [way.way for way in found.examples.ways] == ["r"]
     assert list(found.confusions.attacked) == ["r"]
     assert [inversion.encoder for inversion in found.inversions] == ["r"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_run_of_every_preset_is_seen(name: str, tmp_path: Path) -> None:
+    config = replace(PRESETS[name], model="digits_cnn", dataset="digits", device="cpu", out=tmp_path)
+    folder = RunFolder.reserve(config, load("digits", "test"))
+    folder.store()
+    folder.checkpoints.mkdir()
+    weights = build_model(folder).state_dict()
+    checkpoint.save(
+        {"format": checkpoint.FORMAT, "epoch": 0, "model": weights}, folder.checkpoints / "last.pt"
+    )
+    run = one(tmp_path)
+    found = look_at(run, replace(QUICK, images=1, inversion_steps=1))
+    assert isinstance(found, Look)
+    assert "".join(way.way for way in found.examples.ways) == run.ways
+    assert (
+        0 <= float(found.examples.ways[0].gradient.min()) <= float(found.examples.ways[0].gradient.max()) <= 1
+    )
 
 
 def test_the_attack_is_the_evaluations_then_the_data_sets_then_the_trainings(

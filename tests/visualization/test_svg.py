@@ -110,6 +110,19 @@ def test_an_image_in_a_page_keeps_its_pixels(channels: int) -> None:
     assert np.array_equal(np.round(found * 255), expected)
 
 
+@pytest.mark.parametrize("name", ["_hidden", "a$b$c", "cost $5", r"\frac{", "<tag> & more", "x_1^2"])
+def test_names_are_drawn_as_they_are(name: str) -> None:
+    drawings = [
+        draw_run_lines({name: ([1], [1.0]), "b": ([1], [2.0])}, label="loss"),
+        draw_class_accuracy([name, "b"], {"r": [1.0, 1.0]}, {"r": [0.5, 0.5]}),
+        draw_confusion_matrix([name, "b"], {"r": MATRIX}),
+    ]
+    for drawing in drawings:
+        text = svg(drawing, "a", "").replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1)
+        shown = ["".join(element.itertext()).strip() for element in ElementTree.fromstring(text).iter("text")]
+        assert name in [words.replace("\u2060", "") for words in shown], shown
+
+
 def test_what_is_no_image_is_refused() -> None:
     with pytest.raises(ValueError, match="expected an image"):
         data_uri(torch.zeros(2, 4, 4))
