@@ -86,9 +86,10 @@ class PGD:
         batch_norm: "eval": running statistics. "batch": those of each attacked batch, buffers untouched, for recipes
             that attack in train mode; results then depend on the batch.
         seed: of every draw.
-        engine: "eager"; "compile": forward, loss and backward through torch.compile; "graph": the whole loop as one
-            CUDA graph, captured again when shapes, dtypes, autocast or the storage of weights change; "auto": graph
-            on CUDA where the model allows it (where not, a warning says why, once), else eager.
+        engine: "eager"; "compile": forward, loss and backward through torch.compile where it works (where not, a
+            warning says why, once); "graph": the whole loop as one CUDA graph, captured again when shapes, dtypes,
+            autocast or the storage of weights change; "auto": graph on CUDA where the model allows it (where not, a
+            warning says why, once), else eager. Inside a caller's capture, "graph" and "auto" become part of it.
 
     Attributes:
         report: `AttackReport` of the last call; reading it waits for the device.
