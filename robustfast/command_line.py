@@ -79,7 +79,9 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, description: str, de
     except SystemExit as leave:
         if leave.code in (0, None):
             raise
-    raise UserError(_mistake(complaint.getvalue(), prog))
+    # Under torchrun each process of a machine reads the same line, and they do not know each other yet.
+    kind_of_error = UserError if os.environ.get("LOCAL_RANK", "0") == "0" else SaidElsewhereError
+    raise kind_of_error(_mistake(complaint.getvalue(), prog))
 
 
 def number(text: str) -> float:

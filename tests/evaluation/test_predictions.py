@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from robustfast.attacks import AttackReport
+from robustfast.distributed import World
 from robustfast.evaluation.predictions import predict
 
 CODES = {"s": 1.0, "r": 2.0, "n": 3.0}
@@ -83,3 +84,28 @@ def test_attacks_do_not_see_each_other(model):
     found = predict(model, batches(), {"a": Writer("srn"), "b": Writer("srn")}, on_batch=done.append)
     assert done == [3, 3, 1, 1]
     assert found.attacked["a"].own["n"].tolist() == found.attacked["b"].own["n"].tolist() == [3] * 4
+
+
+def test_the_parts_of_several_processes_are_put_together_in_their_order(model):
+    heard = []
+
+    class Listening(World):
+        """As if the processes before had said what `heard` holds."""
+
+        def gather(self, value):
+            heard.append(value)
+            return list(heard)
+
+    whole = predict(model, batches(), {"a": Writer("srn")})
+    first, last = batches()
+    for part in ([first], [], [last]):
+        found = predict(model, part, {"a": Writer("srn")}, world=Listening())
+    assert len(heard) == 3
+    assert heard[1].natural == {}
+    assert torch.equal(found.labels, whole.labels)
+    for mine, theirs in ((found, whole), (found.attacked["a"], whole.attacked["a"])):
+        for name, by_way in vars(theirs).items():
+            if name in ("natural", "own", "standard"):
+                assert all(torch.equal(getattr(mine, name)[way], labels) for way, labels in by_way.items())
+    assert found.attacked["a"].zero_gradient == whole.attacked["a"].zero_gradient
+    assert found.attacked["a"].nonfinite_gradient == whole.attacked["a"].nonfinite_gradient

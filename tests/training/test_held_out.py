@@ -10,6 +10,7 @@ from tiny_runs import few_digits, tiny
 
 from robustfast.attacks import PGD
 from robustfast.data import Dataset
+from robustfast.distributed import World
 from robustfast.seeds import derive
 from robustfast.training.held_out import HeldOutCheck, HeldOutResult, spread
 from robustfast.training.precision import Precision
@@ -42,6 +43,30 @@ def test_counts_each_way_on_its_own_attack() -> None:
         )
         x_adv = attack(x, y, index, epoch=3)
         assert result.adversarial[way] == float((model.way(way)(x_adv).argmax(1) == y).double().mean())
+
+
+def test_more_processes_than_images() -> None:
+    """Some have nothing to check, and all have the result."""
+
+    class Deaf(World):
+        """Hears nobody: its sums are its own part of them."""
+
+        def sum(self, value: torch.Tensor) -> torch.Tensor:
+            return value
+
+    config = tiny(validate_images=3)
+    torch.manual_seed(0)
+    model = build_model(RunFolder(Path(), config, 1, 10))
+    checks = [
+        HeldOutCheck(model, "srn", few_digits("digits", "test"), config, Precision("fp32", CPU), world)
+        for world in (World(), *(Deaf(rank, 5) for rank in range(5)))
+    ]
+    assert [check.feed is None for check in checks] == [False, True, False, True, False, False]
+    whole, *parts = (check(epoch=0) for check in checks)
+    for way, share in whole.natural.items():
+        assert sum(part.natural[way] for part in parts) == pytest.approx(share, abs=1e-12)
+    for way, share in whole.adversarial.items():
+        assert sum(part.adversarial[way] for part in parts) == pytest.approx(share, abs=1e-12)
 
 
 def test_robust_accuracy_is_that_of_the_robust_way() -> None:
