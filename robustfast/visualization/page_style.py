@@ -74,7 +74,7 @@ table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabula
 caption { text-align: left; font-weight: 600; padding-bottom: 6px; }
 th, td { padding: 5px 14px 5px 8px; text-align: left; vertical-align: top; }
 thead th { color: var(--muted); font-weight: 560; border-bottom: 1px solid var(--line); vertical-align: bottom; }
-tbody th { font-weight: 400; }
+tbody th { font-weight: 400; min-width: 8.5em; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 tr.group th { background: var(--head); font-weight: 600; font-size: 13px; color: var(--muted); }
 tr.differs > * { background: var(--mark); }
