@@ -87,13 +87,13 @@ def _run(arguments: Arguments, world: World) -> None:
     else:
         path = resume(arguments.resume, arguments.config, world)
     evaluation = f"evaluate it with: python -m robustfast.evaluate {path}"
-    if world.writes:
-        print(f"run folder: {path}\n{evaluation}", flush=True)
-    if arguments.evaluate:
-        try:
+    try:
+        if world.writes:
+            print(f"run folder: {path}\n{evaluation}", flush=True)
+        if arguments.evaluate:
             _evaluate(path, arguments.config, world)
-        except KeyboardInterrupt as stop:
-            raise Stopped(signal_behind(stop), f"{path} is trained; {evaluation}") from None
+    except KeyboardInterrupt as stop:
+        raise Stopped(signal_behind(stop), f"{path} is trained; {evaluation}") from None
 
 
 def _evaluate(path: Path, config: TrainConfig, world: World) -> None:
