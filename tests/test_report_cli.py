@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from robustfast.evaluation.aat import FILE, evaluate_run
 from robustfast.evaluation.attacks import attacks_for
 from robustfast.evaluation.look import LookSettings, look_at
 from robustfast.evaluation.run_record import read_runs
-from robustfast.report import _progress, main
+from robustfast.report import Arguments, _progress, main
 from robustfast.training.fit import fit
 from robustfast.training.presets import PRESETS
 
@@ -352,3 +353,10 @@ def test_the_browser_would_notice(browser: Any, tmp_path: Path) -> None:
     assert "trouble" in complaints
     assert "nothing is not defined" in complaints
     assert (tmp_path / "missing.png").as_uri() in browser.requests()
+
+
+def test_the_reports_page_of_the_docs_has_every_flag() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "report.md").read_text()
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
+    fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Arguments)}
+    assert named == fields - {"--runs"}
