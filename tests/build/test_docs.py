@@ -81,7 +81,7 @@ def test_commands_modules_and_presets_exist(page: Path) -> None:
 
 
 def test_flags_of_the_command_line_page_exist() -> None:
-    from robustfast import evaluate, reproduce, train
+    from robustfast import evaluate, report, reproduce, train
 
     def flags(kind: type, prefix: str = "") -> set[str]:
         found = set()
@@ -93,6 +93,7 @@ def test_flags_of_the_command_line_page_exist() -> None:
     known = {"--help"} | flags(type(config)) | flags(type(config.attack), "attack.")
     known |= flags(type(config.objective), "objective.") | flags(train.Arguments) | flags(evaluate.Arguments)
     known |= flags(evaluate.AttackFlags, "attack.") | flags(reproduce.Arguments)
+    known |= flags(report.Arguments)
     text = (ROOT / "docs" / "command-line.md").read_text()
     named = {flag.replace("--no-", "--") for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", text)}
     assert named
