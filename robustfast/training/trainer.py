@@ -253,7 +253,8 @@ class Trainer(RunState):
 
     def _refuse_broken_weights(self) -> None:
         """An infinite weight first shows in the next loss; a checkpoint must not carry it there."""
-        if not all(bool(torch.isfinite(value).all()) for value in self.model.state_dict().values()):
+        trained = (self.model, *self.objective.networks().values())
+        if not all(bool(v.isfinite().all()) for module in trained for v in module.state_dict().values()):
             raise UserError(
                 f"the weights are not finite after epoch {self.epoch + 1}: stopped, with the checkpoint before it kept "
                 f"in {self.folder.checkpoints}; lower --lr"
