@@ -123,6 +123,11 @@ class TrainConfig:
     tensorboard: bool = True
     """Write TensorBoard events (where the tensorboard package is installed)."""
 
+    @property
+    def attack_engine(self) -> str:
+        """The engine that attacks are given: a loop that cannot become a graph runs eagerly, and a warning says why."""
+        return "auto" if self.engine == "graph" else self.engine
+
     def __post_init__(self) -> None:
         _check_names(self)
         _check_numbers(self)

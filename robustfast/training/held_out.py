@@ -88,7 +88,7 @@ class HeldOutCheck:
             model,
             ways.replace("s", "") or ways,
             seed=derive(config.seed, "held out"),
-            engine=config.engine,
+            engine=config.attack_engine,
             **config.attack.keywords(),
         )
 

@@ -64,7 +64,7 @@ class RunState:
         if config.engine == "compile":
             compile_encoders(self.model, say=self.say)
         self.objective = lookup("objective", OBJECTIVES, config.method)(
-            self.model, config.objective, config.attack, seed=config.seed, engine=config.engine
+            self.model, config.objective, config.attack, seed=config.seed, engine=config.attack_engine
         )
         self.objective.prepare(dataset)
         self.engine = Engine(self.objective, config, device, world)
