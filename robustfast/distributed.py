@@ -19,10 +19,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustfast.errors import UserError
 
-__all__ = ["TIMEOUT", "World"]
+__all__ = ["PATIENCE", "TIMEOUT", "World"]
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others before it gives up: far longer than any of them works alone."""
+"""How long a process waits for the others before it gives up: far longer than any of them works alone between messages.
+"""
+
+PATIENCE = timedelta(days=1)
+"""The same behind work that is shared out in large pieces, of which one process may have one more than another."""
 
 
 class World:
@@ -195,6 +199,19 @@ class World:
     def barrier(self) -> None:
         """Return when all processes have come here."""
         self.any(False)
+
+    def wait(self, timeout: timedelta = PATIENCE) -> None:
+        """The same where one may work much longer than another: wait for as long as that takes, within reason.
+
+        A process that is killed meanwhile closes its connections, by which the others notice at once.
+        """
+        if self.size == 1:
+            return
+        options = dist.AllreduceOptions()
+        options.timeout = timeout
+        with self._answered():
+            # On the CPU, as `any`. Torch's `all_reduce` takes no time of its own.
+            dist.group.WORLD.allreduce([torch.zeros(1)], options).wait()
 
     def _summed(self, message: Tensor) -> Tensor:
         with self._answered():

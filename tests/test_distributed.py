@@ -27,7 +27,8 @@ def heard(
 ) -> list[dict[str, Any]]:
     """What each of three processes heard."""
     folder = tmp_path_factory.mktemp("heard")
-    torchrun(3, Path(__file__).with_name("world_program.py"), folder)
+    # The last of them is killed in the end.
+    torchrun(3, Path(__file__).with_name("world_program.py"), folder, check=False)
     return [torch.load(folder / f"{rank}.pt") for rank in range(3)]
 
 
@@ -93,6 +94,10 @@ def test_running_statistics(heard: list[dict[str, Any]]) -> None:
         }
 
 
+def test_a_process_that_works_for_longer_is_waited_for(heard: list[dict[str, Any]]) -> None:
+    assert [process["late"] for process in heard] == ["all came"] * 3
+
+
 def test_a_lost_process_is_one_line(heard: list[dict[str, Any]]) -> None:
     assert "lost" not in heard[2]
     for rank in range(2):
@@ -122,6 +127,7 @@ def test_alone(environment: Callable[..., None], variables: dict[str, str]) -> N
         assert parameter.grad is None
         world.same_buffers(nn.BatchNorm1d(1))
         world.barrier()
+        world.wait()
 
 
 @pytest.mark.parametrize(

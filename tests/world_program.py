@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +62,26 @@ def buffers(world: World) -> dict[str, Any]:
     return dict(model.named_buffers())
 
 
-def lost(world: World) -> str:
-    """The last process ends without a word, as if killed; what the others say then."""
+def late(world: World) -> str:
+    """The last process comes long after any message would be given up; how the others wait for it."""
+    backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+    backend._set_default_timeout(timedelta(seconds=0.2))
     if world.rank == world.size - 1:
-        os._exit(0)
+        time.sleep(1)
+    world.wait()
+    backend._set_default_timeout(timedelta(minutes=10))
+    return "all came"
+
+
+def lost(world: World) -> str:
+    """The last process is killed while the others wait for it as long as they ever do; what they say then."""
+    if world.rank == world.size - 1:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    # Torchrun ends the others when it sees that; they shall have seen it themselves.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        world.barrier()
+        world.wait()
     except UserError as error:
         return str(error)
     return "noticed nothing"
@@ -84,6 +101,7 @@ def main(folder: Path) -> None:
             "broadcast": world.broadcast(f"from {world.rank}"),
             "gradients": gradients(world),
             "buffers": buffers(world),
+            "late": late(world),
         }
         torch.save(heard, folder / f"{world.rank}.pt")
         heard["lost"] = lost(world)

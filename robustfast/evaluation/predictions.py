@@ -107,7 +107,10 @@ def predict(
             for name in attacks
         },
     )
-    return _of_all((world or World()).gather(mine))
+    world = world or World()
+    # A process with a batch more than another is behind by that batch, which may take an hour on a CPU.
+    world.wait()
+    return _of_all(world.gather(mine))
 
 
 def _of_all(parts: Sequence[Predictions]) -> Predictions:

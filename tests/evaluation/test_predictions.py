@@ -92,7 +92,16 @@ def test_the_parts_of_several_processes_are_put_together_in_their_order(model):
     class Listening(World):
         """As if the processes before had said what `heard` holds."""
 
+        def __init__(self):
+            super().__init__()
+            self.waited = False
+
+        def wait(self):
+            self.waited = True
+
         def gather(self, value):
+            # The others may be a whole batch behind, for longer than a message is waited for.
+            assert self.waited
             heard.append(value)
             return list(heard)
 
