@@ -54,6 +54,9 @@ class SyncBatchNorm(_BatchNorm):
     Args:
         source: the batch norm, whose parameters and buffers this one takes over.
         world: the processes.
+
+    Raises:
+        ValueError: in every process, a batch with one value per channel in all of them together, as torch's.
     """
 
     def __init__(self, source: _BatchNorm, world: World) -> None:
@@ -105,6 +108,12 @@ class _Normalise(torch.autograd.Function):
         message = world.stack(torch.cat([mean, var * own, mean.new_tensor([own])]))
         means, squares, counts = message.split([len(mean), len(mean), 1], dim=1)
         count = counts.sum()
+        # As torch's: one value is its own mean, and its deviation from it says nothing.
+        if count < 2:
+            raise ValueError(
+                f"expected more than 1 value per channel over all processes in train mode, got input of shape "
+                f"{tuple(x.shape)}"
+            )
         mean = (means * counts).sum(0) / count
         var = (squares + counts * (means - mean).square()).sum(0) / count
         ctx.save_for_backward(x, weight, mean, var, count)

@@ -74,6 +74,22 @@ def test_far_from_zero_nothing_cancels(dtype: torch.dtype) -> None:
     assert (synced(x) - truth).abs().max() <= 10 * 1e4 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"track_running_stats": False}])
+def test_one_value_per_channel_has_no_variance(settings: dict[str, bool]) -> None:
+    """Torch's own refuses it too; the running variance would be nan."""
+    source = nn.BatchNorm1d(3, **settings)
+    before = {name: buffer.clone() for name, buffer in source.named_buffers()}
+    synced, x = SyncBatchNorm(source, World()), torch.randn(1, 3)
+    with pytest.raises(
+        ValueError, match=r"expected more than 1 value per channel .* input of shape \(1, 3\)"
+    ):
+        synced(x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in synced.named_buffers())
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        source(x)
+    assert synced(torch.randn(1, 3, 2)).isfinite().all()
+
+
 def test_a_model_changes_in_place() -> None:
     model = ThreeWay("digits_cnn", num_classes=10, in_channels=1)
     before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
