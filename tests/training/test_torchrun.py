@@ -74,17 +74,19 @@ def test_two_processes_evaluate_to_the_same_bytes(
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes to kill in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_costs_the_steps_since_the_newest_checkpoint(
-    run: tuple[Path, str], tmp_path: Path
+    rank: int, run: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """One of two processes killed: torchrun starts both again, and the run ends with the bits of one never stopped."""
+    """One of two processes killed, the one that writes or the other: torchrun starts both again, and the run ends with
+    the bits of one never stopped."""
     path = tmp_path / "killed"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["--max-restarts=1", "-m", "robustfast.train", *TRAIN, "--out", str(path)]
     with ended_at_the_latest(command) as torchrun:
         # After the first epoch's 12 steps: there are 12 left, and a checkpoint after every fifth.
         wait_for(path / "metrics.jsonl", torchrun)
-        os.kill(worker(torchrun.pid, rank=1), signal.SIGKILL)
+        os.kill(worker(torchrun.pid, rank=rank), signal.SIGKILL)
         printed, complaints = torchrun.communicate(timeout=300)
     assert torchrun.returncode == 0, complaints
     assert f"restarted by torchrun (1 so far): the run in {path} goes on" in printed
