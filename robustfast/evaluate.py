@@ -14,8 +14,8 @@ from robustfast.distributed import World
 from robustfast.evaluation.aat import evaluate_run
 from robustfast.evaluation.attacks import ATTACKS, EvaluationAttack, attacks_for
 from robustfast.ops.backend import configured_backend
+from robustfast.together import together
 from robustfast.training.run_folder import RunFolder
-from robustfast.training.together import together
 
 __all__ = ["main"]
 

@@ -16,11 +16,11 @@ from robustfast.errors import SaidElsewhereError, UserError
 from robustfast.ops.backend import configured_backend
 from robustfast.registry import lookup
 from robustfast.signals import Stopped, signal_behind
+from robustfast.together import together
 from robustfast.training.config import TrainConfig
 from robustfast.training.fit import fit, resume
 from robustfast.training.presets import DEFAULT, FAMILIES, METHODS, PRESETS
 from robustfast.training.run_folder import RunFolder
-from robustfast.training.together import together
 
 __all__ = ["main"]
 

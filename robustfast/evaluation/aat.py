@@ -29,11 +29,11 @@ from robustfast.evaluation.predictions import Predictions, predict
 from robustfast.evaluation.tables import accuracy_table, detection_table
 from robustfast.objectives import OBJECTIVES
 from robustfast.registry import lookup
+from robustfast.together import together
 from robustfast.training.fit import data_folder
 from robustfast.training.held_out import spread
 from robustfast.training.run_folder import Run, load_run
 from robustfast.training.threads import cpu_threads
-from robustfast.training.together import together
 from robustfast.visualization import disentanglement_bars, disentanglement_curve
 
 __all__ = ["CUSTOM", "FILE", "aat_numbers", "draw", "evaluate_run"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustfast.attacks import AttackConfig
 from robustfast.data import Dataset
+from robustfast.distributed import World
 from robustfast.models import ThreeWay
 
 __all__ = ["Objective", "Phase"]
@@ -48,6 +49,7 @@ class Objective:
     Attributes:
         Config: dataclass of the objective's own settings (``--objective.FIELD``).
         model, config, strength, seed, engine: the arguments; `strength` is `attack`.
+        world: the processes that train together; whoever builds the run sets it before `prepare`.
         epoch, progress: as `begin` last set them.
         main_ways: the ways this objective trains; the others keep the weights they were given.
         attack: makes the adversarial images of a batch, called as ``attack(x, y, index, **self.now())``; None
@@ -65,6 +67,7 @@ class Objective:
         self.strength = attack
         self.seed = seed
         self.engine = engine
+        self.world = World()
         self.epoch = 0
         self.progress = 0.0
         self.attack: Callable[..., Any] | None = None
@@ -90,7 +93,10 @@ class Objective:
         return {}
 
     def prepare(self, dataset: Dataset) -> None:
-        """Called once before the first step, with the training split. Most objectives need nothing from it."""
+        """Called once before the first step, with the training split. Most objectives need nothing from it.
+
+        All processes call it at once. It may share out work over `self.world`, where no process fails alone in between.
+        """
 
     def begin(self, epoch: int, progress: float) -> None:
         """Called before every batch.

@@ -20,6 +20,7 @@ from robustfast.models.stored_state import fits_the_model, load
 from robustfast.objectives.inversion import invert
 from robustfast.objectives.objective import Objective, Phase
 from robustfast.seeds import derive
+from robustfast.together import together
 
 __all__ = ["PI"]
 
@@ -34,7 +35,7 @@ class PI(Objective):
     trained models: image i of the robust set has, to an adversarially trained encoder, the features of training
     image i, and image i of the non-robust set has them to a standard one; both start from the same other image.
     Batches take rows by the images' global index; they are used as they are, also where training images are
-    cropped and mirrored.
+    cropped and mirrored. Several processes invert whole batches each, and one of them writes the file.
 
     Passes: 6F, with `train_s` 12F.
 
@@ -68,13 +69,14 @@ class PI(Objective):
     main_ways = "srn"
 
     def prepare(self, dataset: Dataset | ImageFiles) -> None:
-        path = self.config.pseudo_inputs
-        if path is not None and path.exists():
+        path, world = self.config.pseudo_inputs, self.world
+        # One looks for all, who then do the same.
+        if world.broadcast(path is not None and path.exists()):
             tensors = _read(path)
         else:
             tensors = self._invert(dataset)
             if path is not None:
-                _write(path, tensors)
+                together(world, lambda: _write(path, tensors) if world.writes else None)
         _check(tensors, dataset, path)
         device = next(self.model.parameters()).device
         self.robust, self.non_robust, self.labels = (
@@ -92,6 +94,40 @@ class PI(Objective):
         yield Phase("model", sum(losses.values()), {name: loss.detach() for name, loss in losses.items()})
 
     def _invert(self, dataset: Dataset | ImageFiles) -> dict[str, Tensor]:
+        """The pseudo-inputs, in every process, each of which makes a part of them."""
+        device = next(self.model.parameters()).device
+        encoders, pixels = together(self.world, lambda: (self._encoders(), dataset.decode().images))
+        images = pixels.to(device, torch.float32) / dataset.scale
+        draws = torch.Generator().manual_seed(derive(self.seed, "pseudo-inputs"))
+        # Each image starts from the next one of a random cycle, so never from itself.
+        cycle = torch.randperm(len(images), generator=draws)
+        other = torch.empty_like(cycle)
+        other[cycle] = cycle.roll(-1)
+        batches = list(
+            zip(images.split(INVERSION_BATCH), other.to(device).split(INVERSION_BATCH), strict=True)
+        )
+        part = self.world.part(len(batches))
+        made = {}
+        for name, encoder in encoders.items():
+            # Zero where others have images: the sum then is all of them, to the bit.
+            made[name] = torch.zeros_like(images)
+            rows = made[name].split(INVERSION_BATCH)
+            for number in part:
+                target, start = batches[number]
+                rows[number].copy_(
+                    invert(
+                        encoder,
+                        target,
+                        images[start],
+                        steps=self.config.steps,
+                        step_size=self.config.step_size,
+                    )[0]
+                )
+        self.world.wait()
+        return {**{name: self.world.sum(value) for name, value in made.items()}, "labels": dataset.labels}
+
+    def _encoders(self) -> dict[str, nn.Module]:
+        """What is inverted for each set of images."""
         config = self.config
         if config.robust_weights is None or config.standard_weights is None:
             raise UserError(
@@ -99,30 +135,10 @@ class PI(Objective):
                 f"what to make them from with --objective.robust-weights (checkpoint of an at run) and "
                 f"--objective.standard-weights (of an st run)"
             )
-        encoders = {
+        return {
             "robust": _encoder(self.model, config.robust_weights, "r"),
             "non_robust": _encoder(self.model, config.standard_weights, "n"),
         }
-        device = next(self.model.parameters()).device
-        images = dataset.decode().images.to(device, torch.float32) / dataset.scale
-        draws = torch.Generator().manual_seed(derive(self.seed, "pseudo-inputs"))
-        # Each image starts from the next one of a random cycle, so never from itself.
-        cycle = torch.randperm(len(images), generator=draws)
-        other = torch.empty_like(cycle)
-        other[cycle] = cycle.roll(-1)
-        starts = images[other.to(device)]
-        made = {
-            name: torch.cat(
-                [
-                    invert(encoder, target, start, steps=config.steps, step_size=config.step_size)[0]
-                    for target, start in zip(
-                        images.split(INVERSION_BATCH), starts.split(INVERSION_BATCH), strict=True
-                    )
-                ]
-            )
-            for name, encoder in encoders.items()
-        }
-        return {**made, "labels": dataset.labels}
 
 
 def _encoder(model: ThreeWay, path: Path, name: str) -> nn.Module:

@@ -18,13 +18,13 @@ from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.ops.backend import configured_backend
 from robustfast.signals import Stopped, signal_behind
+from robustfast.together import together
 from robustfast.training import checkpoint
 from robustfast.training.config import TrainConfig, differences
 from robustfast.training.early_stopping import set_aside
 from robustfast.training.run_folder import RunFolder, resolve_device
 from robustfast.training.run_lock import run_lock
 from robustfast.training.threads import cpu_threads
-from robustfast.training.together import together
 from robustfast.training.trainer import Trainer
 
 __all__ = ["data_folder", "fit", "resume"]
@@ -174,6 +174,8 @@ def _train(folder: RunFolder, images: _Images, device: torch.device, world: Worl
             ),
         )
         stack.enter_context(closing(trainer))
+        # Apart, since the processes may share out what is to be done.
+        together(world, lambda: trainer.objective.prepare(images.training))
 
         def occupy() -> None:
             stack.enter_context(run_lock(folder.path))

@@ -66,7 +66,7 @@ class RunState:
         self.objective = lookup("objective", OBJECTIVES, config.method)(
             self.model, config.objective, config.attack, seed=config.seed, engine=config.attack_engine
         )
-        self.objective.prepare(dataset)
+        self.objective.world = world
         self.engine = Engine(self.objective, config, device, world)
         whole = config.whole_step == "graph"
         self.stepper = WholeStep(self.engine, say=self.say) if whole else self.engine

@@ -18,6 +18,7 @@ from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.seeds import derive
 from robustfast.signals import Stopped, StopRequest
+from robustfast.together import together
 from robustfast.training import checkpoint
 from robustfast.training.board import Board
 from robustfast.training.engine import NonFiniteLossError
@@ -28,7 +29,6 @@ from robustfast.training.progress import Progress, epoch_line
 from robustfast.training.run_folder import RunFolder
 from robustfast.training.run_state import RunState
 from robustfast.training.schedule import learning_rate
-from robustfast.training.together import together
 
 __all__ = ["Trainer"]
 

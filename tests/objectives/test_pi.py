@@ -1,4 +1,5 @@
 import copy
+import threading
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from robustfast.attacks import AttackConfig
 from robustfast.data import Dataset, load
-from robustfast.errors import UserError
+from robustfast.distributed import World
+from robustfast.errors import SaidElsewhereError, UserError
 from robustfast.models import ThreeWay
-from robustfast.objectives import PI
+from robustfast.objectives import PI, pi
 
 ATTACK = AttackConfig()
 
@@ -115,6 +117,107 @@ def test_pseudo_inputs_are_made_from_two_trained_models_and_kept(digits_model, d
     # The file now stands for the weights.
     again = prepared(digits_model, dataset, pseudo_inputs=fields["pseudo_inputs"])
     assert torch.equal(again.non_robust, made.non_robust)
+
+
+class Threads(World):
+    """A world of threads in place of processes, which are `said` in common."""
+
+    def __init__(self, rank, size, said, barrier):
+        super().__init__(rank, size)
+        self.said, self.barrier = said, barrier
+
+    def gather(self, value):
+        self.said[self.rank] = value
+        self.barrier.wait(60)
+        everything = list(self.said)
+        self.barrier.wait(60)
+        return everything
+
+    def broadcast(self, value):
+        return self.gather(value)[0]
+
+    def sum(self, value):
+        return sum(self.gather(value))
+
+    def wait(self):
+        self.gather(None)
+
+
+def in_several(size, model, dataset, fields_of):
+    """What each rank's objective is once it is prepared, or the mistake that it ends with."""
+    said, barrier, found = [None] * size, threading.Barrier(size), [None] * size
+
+    def prepare(rank):
+        objective = PI(copy.deepcopy(model), PI.Config(**fields_of(rank)), ATTACK, seed=0)
+        objective.world = Threads(rank, size, said, barrier)
+        try:
+            objective.prepare(dataset)
+            found[rank] = objective
+        except UserError as mistake:
+            found[rank] = mistake
+
+    threads = [threading.Thread(target=prepare, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+@pytest.fixture
+def weights(digits_model, tmp_path):
+    path = checkpoint(digits_model, tmp_path / "both.pt")
+    return {"robust_weights": path, "standard_weights": path, "steps": 3}
+
+
+def test_several_processes_share_the_inversion_and_one_writes(
+    digits_model, dataset, weights, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pi, "INVERSION_BATCH", 2)
+    alone = prepared(digits_model, dataset, **weights)
+    inverted, written = [], []
+
+    def invert(encoder, target, *args, invert=pi.invert, **settings):
+        inverted.append(target)
+        return invert(encoder, target, *args, **settings)
+
+    def write(path, tensors, write=pi._write):
+        written.append(threading.current_thread())
+        write(path, tensors)
+
+    monkeypatch.setattr(pi, "invert", invert)
+    monkeypatch.setattr(pi, "_write", write)
+    path = tmp_path / "made" / "pseudo.safetensors"
+    found = in_several(3, digits_model, dataset, lambda rank: weights | {"pseudo_inputs": path})
+    # Each image once for either set: seven in batches of two.
+    assert sorted(len(target) for target in inverted) == [1, 1, 2, 2, 2, 2, 2, 2]
+    assert len(written) == 1
+    for objective in found:
+        assert torch.equal(objective.robust, alone.robust)
+        assert torch.equal(objective.non_robust, alone.non_robust)
+        assert torch.equal(objective.labels, dataset.labels)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert torch.equal(load_file(path)["robust"], alone.robust)
+
+
+def test_a_mistake_of_one_process_ends_all_before_anything_is_inverted(
+    digits_model, dataset, weights, tmp_path
+):
+    def fields_of(rank):
+        return weights | ({"robust_weights": tmp_path / "none.pt"} if rank == 1 else {})
+
+    found = in_several(3, digits_model, dataset, fields_of)
+    assert [type(mistake) for mistake in found] == [SaidElsewhereError, UserError, SaidElsewhereError]
+    assert {str(mistake) for mistake in found} == {str(found[1])}
+    assert "none.pt" in str(found[1])
+
+
+def test_a_file_that_cannot_be_written_ends_all(digits_model, dataset, weights, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / "pseudo.safetensors"
+    found = in_several(2, digits_model, dataset, lambda rank: weights | {"pseudo_inputs": path})
+    assert [type(mistake) for mistake in found] == [UserError, SaidElsewhereError]
+    assert str(found[0]).startswith(f"cannot write {path}: ")
 
 
 def test_image_files_are_inverted_as_their_decoded_images_are(digits_model, tmp_path):

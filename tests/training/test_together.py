@@ -21,9 +21,9 @@ from robustfast import train
 from robustfast.command_line import main_wrapper
 from robustfast.distributed import World
 from robustfast.errors import UserError
+from robustfast.together import together
 from robustfast.training import checkpoint
 from robustfast.training.fit import resume
-from robustfast.training.together import together
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),

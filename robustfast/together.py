@@ -18,7 +18,7 @@ def together(world: World, job: Callable[[], T]) -> T:
 
     Args:
         world: the processes, all of which call this at the same point.
-        job: talks to no other process.
+        job: talks to no other process, or lets all of them fail alike, as by a `together` of its own.
 
     Raises:
         UserError: that of the lowest rank that has one, in that process.
