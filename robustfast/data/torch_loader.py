@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Iterator
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -49,12 +51,58 @@ class TorchFeed(Feed):
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the global one
         )
-        for (index, share), pixels in zip(rows, loader, strict=True):
+        loaded = _started(loader)
+        for index, share in rows:
+            pixels = _next(loaded)
             if isinstance(pixels, UserError):
+                # The error holds this frame, and with it would keep the workers, for whose end the process waits.
+                del loaded
                 raise pixels
             index = index.to(self.device, non_blocking=True)
             x = self._finish(pixels.to(self.device, non_blocking=True), index, epoch)
             yield Batch(x, self._labels[index], index, share)
+
+
+def _started(loader: data.DataLoader[Any]) -> Iterator[Any]:
+    """Start the workers, without the handler by which torch hears of their ends.
+
+    It raises in the middle of whatever is done then, be it the writing of a checkpoint. The next batch that is asked
+    for finds a worker gone just as well, within 5 seconds.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    loaded = iter(loader)
+    if before is not None:  # else set by no Python code, and so not to be put back by any
+        signal.signal(signal.SIGCHLD, before)
+    return loaded
+
+
+def _next(loaded: Iterator[Any]) -> Tensor | UserError:
+    """The next batch, or why there is none: a file that does not decode, or a worker that is gone."""
+    workers: list[Any] = getattr(loaded, "_workers", [])
+    try:
+        return next(loaded)
+    except (RuntimeError, OSError, EOFError):
+        # Torch says that a worker is gone, or, where it was handing a batch over, a connection is cut just before.
+        if not wait([worker.sentinel for worker in workers], timeout=1):
+            raise
+    return _gone(workers)
+
+
+def _gone(workers: list[Any]) -> UserError:
+    """What to say where a worker has ended before its time, as far as can be known by what; ends the others."""
+    codes = {worker.exitcode for worker in workers} - {None, 0}
+    for worker in workers:
+        worker.kill()  # it may wait for what the one that is gone held
+    how = " and ".join(
+        f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}" for code in sorted(codes)
+    )
+    return UserError(
+        f"a worker process of --loader torch was ended{' ' + how if how else ''} while images were decoded; systems do "
+        f"that where memory or /dev/shm runs out: make room (docker run --memory, --shm-size) or take --loader dali or "
+        f"--loader resident, and continue with --resume"
+    )
 
 
 def _outlive_a_signal(worker: int) -> None:
@@ -96,9 +144,12 @@ class _Files(data.Dataset["Tensor | UserError"]):
         epoch, numbers = key
         index = torch.tensor(numbers)
         try:
-            images = torch.from_numpy(np.stack(self._decoded(index, epoch)))
+            return _shared(self._batch(index, epoch))
         except UserError as error:
             return error
+
+    def _batch(self, index: Tensor, epoch: int) -> Tensor:
+        images = torch.from_numpy(np.stack(self._decoded(index, epoch)))
         if not self.augment:
             return images
         top, left, mirror = draws.crops(index, seed=self.seed, epoch=epoch)
@@ -117,3 +168,21 @@ class _Files(data.Dataset["Tensor | UserError"]):
             decode(dataset.files[number], dataset.channels, self.size, tuple(window))
             for number, window in zip(index.tolist(), windows.tolist(), strict=True)
         ]
+
+
+def _shared(images: Tensor) -> Tensor:
+    """Images moved to shared memory, in which a worker hands them over.
+
+    The thread that would move them otherwise only prints that there is no room: the batch is then waited for without
+    end.
+
+    Raises:
+        UserError: no room in it.
+    """
+    try:
+        return images.share_memory_() if data.get_worker_info() is not None else images
+    except RuntimeError as error:
+        raise UserError(
+            f"--loader torch: a batch of {images.nbytes} bytes finds no room in shared memory ({error}): give it more "
+            f"(docker run --shm-size), take a smaller --batch-size, or --loader dali or --loader resident"
+        ) from error

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -139,3 +141,65 @@ def test_parts_are_the_windows_that_were_drawn(files):
         expected = torch.from_numpy(np.array(part)).permute(2, 0, 1)
         expected = expected.flip(2) if turned else expected
         assert torch.equal(image, (expected.double() / 255).float())
+
+
+@needs_proc
+def test_a_worker_that_is_killed_is_said_in_one_line(files, one_line_error):
+    source = feed(files, 1, loader="torch", seed=0)
+    before, handler = children(), signal.getsignal(signal.SIGCHLD)
+    batches = source.batches(0)
+    next(batches)
+    # Torch's own would raise in the middle of a step, or of a checkpoint.
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    for worker in children() - before:
+        os.kill(worker, signal.SIGKILL)
+    with one_line_error("--loader torch was ended by SIGKILL", "/dev/shm", "--loader dali", "--resume"):
+        list(batches)
+    assert becomes(lambda: children() <= before)
+
+
+CHILD = """
+import signal, sys
+from pathlib import Path
+
+import torch
+
+from robustfast.data import feed
+from robustfast.data.image_files import ImageFiles
+from robustfast.errors import UserError
+
+{setting}
+files = tuple(map(Path, sys.argv[1:]))
+images = ImageFiles("pictures", files, torch.zeros(len(files), dtype=torch.int64), ("a",), image_size=600)
+try:
+    list(feed(images, 1, loader="torch", seed=0).batches(0))
+except UserError as error:
+    print(error)
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        # Larger than what may be written stands for a /dev/shm that is too small.
+        (
+            "import resource; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))",
+            "a batch of 1080000 bytes finds no room in shared memory",
+        ),
+        ("Path(sys.argv[2]).write_bytes(b'no image')", "01.jpg: 8 bytes that do not decode"),
+    ],
+    ids=["shared memory", "damaged"],
+)
+def test_an_error_of_a_worker_ends_the_process_too(files, setting, said):
+    ended = subprocess.run(
+        [sys.executable, "-c", CHILD.format(setting=setting), *map(str, files.files[:4])],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    (line,) = ended.stdout.splitlines()
+    assert said in line
+    assert ended.stderr == ""
