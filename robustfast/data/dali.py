@@ -24,7 +24,7 @@ from robustfast.data.dataset import Dataset
 from robustfast.data.image_files import ImageFiles
 from robustfast.errors import UserError
 
-__all__ = ["DaliFeed", "missing"]
+__all__ = ["DaliFeed", "broken", "missing"]
 
 PREFETCH = 2  # batches that a pipeline works ahead
 
@@ -43,6 +43,15 @@ def missing() -> str | None:
     return f"DALI is not installed: pip install nvidia-dali-cuda{cuda}"
 
 
+def broken() -> str | None:
+    """Why an installed DALI does not import, or None where it does. Imports it, which takes a second."""
+    try:
+        importlib.import_module("nvidia.dali.plugin.pytorch")
+    except Exception as error:
+        return f"DALI is installed but does not import ({error!r}): reinstall it"
+    return None
+
+
 class DaliFeed(Feed):
     """A `Feed` whose images pass through a DALI pipeline, on the CPU or on the GPU as the batches are.
 
@@ -54,12 +63,8 @@ class DaliFeed(Feed):
         super().__init__(dataset, batch_size, **options)
         if reason := missing():
             raise UserError(f"--loader dali: {reason}, or take --loader torch")
-        try:
-            importlib.import_module("nvidia.dali.plugin.pytorch")
-        except Exception as error:
-            raise UserError(
-                f"--loader dali: DALI is installed but does not import ({error!r}): reinstall it or take --loader torch"
-            ) from error
+        if reason := broken():
+            raise UserError(f"--loader dali: {reason}, or take --loader torch")
         self._labels = dataset.labels.to(self.device)
         self._sizes = dataset.sizes if isinstance(dataset, ImageFiles) else None
 

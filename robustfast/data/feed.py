@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from robustfast.data.batches import Batch, Feed
-from robustfast.data.dali import DaliFeed, missing
+from robustfast.data.dali import DaliFeed, broken, missing
 from robustfast.data.dataset import Dataset
 from robustfast.data.draws import PAD
 from robustfast.data.image_files import ImageFiles
 from robustfast.data.resident import ResidentFeed
+from robustfast.data.room import Room, room
 from robustfast.data.torch_loader import TorchFeed
 from robustfast.registry import lookup
 
@@ -47,7 +47,8 @@ def feed(
     Args:
         loader: "resident" keeps all images on the device as bytes; "dali" sends them through NVIDIA DALI; "torch"
             through PyTorch's DataLoader. "auto" takes resident where the images fit (padded, in half of the GPU's free
-            memory, or in a quarter of the machine's) and --crop is pad, else dali where it is installed, else torch.
+            memory, or in the machine's as `robustfast.data.room` has it) and --crop is pad, else dali where it is
+            installed, else torch.
         say: told in one line what "auto" took and why; None keeps it quiet.
         others: as `Feed`.
 
@@ -86,24 +87,21 @@ def _choose(
     else:
         pad = 2 * PAD if augment else 0
         size = len(dataset) * dataset.channels * (dataset.height + pad) * (dataset.width + pad)
-        room = _room(device)
+        free, note = _room(device)
         if isinstance(dataset, ImageFiles):  # they are decoded in the machine's memory
-            room = min(room, _room(torch.device("cpu")))
+            free, note = min((free, note), _room(torch.device("cpu")))
         taken = f"{dataset.name} is {_bytes(size)} as {'padded ' if augment else ''}bytes"
-        if size <= room:
-            return "resident", f"{taken}, memory for {_bytes(room)}"
-        why = f"{taken}, more than the {_bytes(room)} that there is memory for"
-    if reason := missing():
+        if size <= free:
+            return "resident", f"{taken}, memory for {_bytes(free)}{note}"
+        why = f"{taken}, more than the {_bytes(free)} that there is memory for{note}"
+    if reason := missing() or broken():
         return "torch", f"{why}; {reason}"
     return "dali", why
 
 
-def _room(device: torch.device) -> int:
-    """Bytes that a data set may take of a device's memory; the rest is for the model, or for other programs."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return memory // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def _room(device: torch.device) -> Room:
+    """What a data set may take of a device's memory; the rest is for the model, or for other programs."""
+    return Room(torch.cuda.mem_get_info(device)[0] // 2) if device.type == "cuda" else room()
 
 
 def _bytes(count: int) -> str:

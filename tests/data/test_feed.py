@@ -3,16 +3,16 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from toy_feeds import LOADERS, needs_dali, needs_proc, toy
+from toy_feeds import LOADERS, needs_dali, toy
 
 from robustfast.data import feed
 from robustfast.data.dali import DaliFeed
 from robustfast.data.image_files import ImageFiles
 from robustfast.data.resident import ResidentFeed
+from robustfast.data.room import Room, room
 from robustfast.data.torch_loader import TorchFeed
 
 # By its name alone `robustfast.data.feed` is the function.
@@ -42,7 +42,7 @@ def no_dali(monkeypatch) -> None:
 
 @pytest.fixture
 def no_room(monkeypatch) -> None:
-    monkeypatch.setattr(PICKS, "_room", lambda device: 2_000)
+    monkeypatch.setattr(PICKS, "_room", lambda device: Room(2_000))
 
 
 def test_auto_takes_resident_where_the_images_fit():
@@ -82,14 +82,21 @@ def test_auto_takes_torch_where_there_is_no_dali(no_room, no_dali):
     )
 
 
-@needs_proc
-def test_the_room_is_a_quarter_of_the_memory_shared_by_the_processes_of_a_machine(monkeypatch):
+def test_auto_takes_torch_where_dali_does_not_import(no_room, monkeypatch):
+    monkeypatch.setattr(PICKS, "missing", lambda: None)
+    monkeypatch.setitem(sys.modules, "nvidia.dali.plugin.pytorch", None)
+    loader, line = picked(toy())
+    assert loader is TorchFeed
+    assert "; DALI is installed but does not import (" in line
+
+
+def test_auto_says_where_the_memory_is_not_known(monkeypatch, tmp_path):
+    monkeypatch.setattr(PICKS, "room", lambda: room(tmp_path))
+    monkeypatch.delattr("os.sysconf")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    alone = PICKS._room(torch.device("cpu"))
-    memory = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    assert alone == pytest.approx(memory / 4, rel=0.05)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert PICKS._room(torch.device("cpu")) == pytest.approx(alone / 4, abs=1)
+    assert picked(toy())[1] == (
+        "loader: resident (toy is 6.99 kB as bytes, memory for 1 GB, since this system does not say how much it has)"
+    )
 
 
 def test_a_loader_that_is_named_is_taken_without_a_word(capsys):
