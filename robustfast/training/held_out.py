@@ -77,6 +77,7 @@ class HeldOutCheck:
             self.feed = feed(
                 chosen.take(torch.arange(part.start, part.stop)),
                 -(-config.batch_size // self.world.size),
+                loader=config.loader,
                 seed=config.seed,
                 device=precision.device,
                 augment=False,

@@ -10,6 +10,8 @@ from tiny_runs import few_digits, tiny
 
 from robustfast.attacks import PGD
 from robustfast.data import Dataset
+from robustfast.data.resident import ResidentFeed
+from robustfast.data.torch_loader import TorchFeed
 from robustfast.distributed import World
 from robustfast.seeds import derive
 from robustfast.training.held_out import HeldOutCheck, HeldOutResult, spread
@@ -43,6 +45,14 @@ def test_counts_each_way_on_its_own_attack() -> None:
         )
         x_adv = attack(x, y, index, epoch=3)
         assert result.adversarial[way] == float((model.way(way)(x_adv).argmax(1) == y).double().mean())
+
+
+@pytest.mark.parametrize(("loader", "taken"), [("torch", TorchFeed), ("resident", ResidentFeed)])
+def test_the_loader_is_the_one_that_was_named(loader: str, taken: type) -> None:
+    config = tiny(loader=loader)
+    model = build_model(RunFolder(Path(), config, 1, 10))
+    check = HeldOutCheck(model, "srn", few_digits("digits", "test"), config, Precision("fp32", CPU))
+    assert type(check.feed) is taken
 
 
 def test_more_processes_than_images() -> None:
