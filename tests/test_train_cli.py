@@ -17,6 +17,7 @@ from robustfast import train
 from robustfast.command_line import main_wrapper, number, parse
 from robustfast.data import Dataset, load
 from robustfast.errors import UserError
+from robustfast.evaluation.aat import evaluate_run
 from robustfast.ops import backend
 from robustfast.training import fit as fit_module
 from robustfast.training.engine import Engine
@@ -163,6 +164,45 @@ def test_image_size_reaches_training_and_evaluation(refuse: Refuse) -> None:
     assert main_wrapper(train.main, [*argv, "--image-size", "8", "--out", "run"]) == 0
     assert json.loads(Path("run/evaluation/aat.json").read_text())["images"] == 4
     assert "--image-size 6 (was 8)" in refuse(["--resume", "run", "--image-size", "6"])
+
+
+def folder_of_images(shades: dict[str, tuple[str, int]]) -> str:
+    """Flags for a folder whose splits hold images of these modes and sides."""
+    image = pytest.importorskip("PIL.Image")
+    for split, (mode, side) in shades.items():
+        for shade, name in enumerate(("dark", "light")):
+            for lighter in range(2):
+                path = Path("images", split, name, f"{lighter}.png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                level = 60 + 120 * shade + lighter
+                image.new(mode, (side, side), level if mode == "L" else (level, 10, 20)).save(path)
+    return "--dataset image_folder --data-dir images --batch-size 2 --no-augment"
+
+
+def test_a_test_split_that_is_all_grey_is_read_in_the_colours_of_training() -> None:
+    flags = folder_of_images({"train": ("RGB", 8), "test": ("L", 8)})
+    argv = ["digits-st", *(flag for flag in QUICK if flag != "--no-evaluate"), *flags.split()]
+    assert main_wrapper(train.main, [*argv, "--validate-every", "1", "--out", "run"]) == 0
+    assert json.loads(Path("run/evaluation/aat.json").read_text())["images"] == 4
+
+
+@pytest.mark.parametrize(
+    ("train_split", "test_split", "said"),
+    [
+        (("L", 8), ("RGB", 8), "have 3 channels, those trained on have 1"),
+        (("L", 8), ("L", 9), "have 9x9 pixels, those trained on have 8x8"),
+    ],
+)
+def test_a_test_split_of_another_shape_is_refused_before_training_and_by_evaluation(
+    refuse: Refuse, train_split: tuple[str, int], test_split: tuple[str, int], said: str
+) -> None:
+    flags = folder_of_images({"train": train_split, "test": test_split})
+    argv = ["digits-st", *QUICK, *flags.split(), "--out", "run"]
+    assert said in refuse([*argv, "--validate-every", "1"])
+    assert not Path("run").exists()
+    assert main_wrapper(train.main, [*argv, "--validate-every", "0"]) == 0
+    with pytest.raises(UserError, match=said):
+        evaluate_run(Path("run"), device="cpu")
 
 
 def test_flags_of_every_kind() -> None:

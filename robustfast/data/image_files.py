@@ -120,6 +120,14 @@ class ImageFiles:
         """What `decode` would take of memory."""
         return len(self) * self.channels * self.height * self.width
 
+    def coloured(self) -> ImageFiles:
+        """The same images in three channels; grey ones have the same grey in each."""
+        images = replace(self, given_channels=3)
+        for known in ("_headers", "_size"):
+            if known in self.__dict__:
+                images.__dict__[known] = self.__dict__[known]
+        return images
+
     def take(self, indices: Tensor) -> ImageFiles:
         """The samples at `indices` (int64 [M]), in that order, as the same kind of data set.
 

@@ -32,7 +32,7 @@ from robustfast.registry import lookup
 from robustfast.together import together
 from robustfast.training.fit import data_folder
 from robustfast.training.held_out import spread
-from robustfast.training.run_folder import Run, load_run
+from robustfast.training.run_folder import Run, RunFolder, load_run
 from robustfast.training.threads import cpu_threads
 from robustfast.visualization import disentanglement_bars, disentanglement_curve
 
@@ -94,7 +94,8 @@ def evaluate_run(
     def read() -> tuple[Run, Dataset | ImageFiles, Feed]:
         run = load_run(path, which=checkpoint, device=device)
         config = run.config
-        split = load(config.dataset, "test", data_dir or data_folder(config), image_size=config.image_size)
+        found = load(config.dataset, "test", data_dir or data_folder(config), image_size=config.image_size)
+        split = RunFolder.open(path).fitting(found)
         if images is not None and not 1 <= images <= len(split):
             raise UserError(
                 f"--images {images}: expected 1 to {len(split)}, the test images of {config.dataset}"
@@ -102,6 +103,8 @@ def evaluate_run(
         source = feed(
             spread(split, len(split) if images is None else images),
             min(config.batch_size, BATCH) if batch_size is None else batch_size,
+            # The one that can be had wherever a run is evaluated; where another was named, whatever suits this machine.
+            loader="torch" if config.loader == "torch" else "auto",
             seed=config.seed,
             device=next(run.model.parameters()).device,
             channels_last=config.channels_last,

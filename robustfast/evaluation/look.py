@@ -122,7 +122,11 @@ def look_at(
         split = load(
             config.dataset, "test", settings.data_dir or data_folder(config), image_size=config.image_size
         )
-        chosen = one_of_each(split.labels, min(settings.images, len(split)))
+    except UserError as error:
+        return Missing(str(error))
+    split = run.folder.fitting(split)
+    chosen = one_of_each(split.labels, min(settings.images, len(split)))
+    try:
         few = _decoded(split.take(chosen))
     except UserError as error:
         return Missing(str(error))

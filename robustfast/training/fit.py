@@ -14,6 +14,7 @@ from torch import Tensor
 
 import robustfast
 from robustfast.data import Dataset, load
+from robustfast.data.fitting import fitting
 from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.ops.backend import configured_backend
@@ -44,8 +45,8 @@ def fit(config: TrainConfig, world: World | None = None) -> Path:
 
     Raises:
         UserError: data missing or damaged, a folder that cannot be written or is not empty, CUDA absent, a backend or
-            engine that cannot run here, a loss that is not finite (its state is kept in checkpoints/nonfinite.pt), or
-            another process of `world` that is gone.
+            engine that cannot run here, a loss that is not finite (its weights and the images' indices are kept in
+            checkpoints/nonfinite.pt), weights that are not finite, or another process of `world` that is gone.
         Stopped: SIGTERM or SIGINT, after the step that was under way is finished and checkpointed.
     """
     world = world or World()
@@ -157,7 +158,7 @@ def _images(config: TrainConfig) -> _Images:
     if not (config.validate_every and config.validate_images):
         return _Images(training, None, None)
     test = load(config.dataset, "test", data_folder(config), image_size=config.image_size)
-    return _Images(training, test, None)
+    return _Images(training, fitting(test, training.channels, (training.height, training.width)), None)
 
 
 def _train(folder: RunFolder, images: _Images, device: torch.device, world: World, *, new: bool) -> Path:

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 
 import robustfast
-from robustfast.data import Dataset
+from robustfast.data import Dataset, ImageFiles
+from robustfast.data.fitting import fitting
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
 from robustfast.models.stored_state import fits_the_model
@@ -36,6 +37,7 @@ class RunFolder:
         config: the run's configuration.
         channels, num_classes: of the images it was started on; they fix the shape of the model.
         version, commit: of the robustfast that started it.
+        size: (height, width) of those images; None: the version that started it did not store it.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class RunFolder:
     num_classes: int
     version: str = robustfast.__version__
     commit: str | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def metrics(self) -> Path:
@@ -79,7 +82,8 @@ class RunFolder:
         if found:
             hint = f"continue its run with --resume {path}" if "config.json" in found else "it holds no run"
             raise UserError(f"--out {path}: the folder is not empty; {hint}, or give another folder")
-        return cls(path, config, dataset.channels, dataset.num_classes, commit=_commit())
+        size = dataset.height, dataset.width
+        return cls(path, config, dataset.channels, dataset.num_classes, commit=_commit(), size=size)
 
     def store(self) -> None:
         """Write config.json, which makes the folder a run that can be resumed.
@@ -100,6 +104,7 @@ class RunFolder:
             "hardware": _hardware(),
             "channels": self.channels,
             "num_classes": self.num_classes,
+            "size": self.size,
             "config": to_json(self.config),
         }
         text = json.dumps(record, indent=2) + "\n"
@@ -117,7 +122,8 @@ class RunFolder:
             record = json.loads(file.read_text())
             version, commit = record.get("robustfast", "unknown"), record.get("commit")
             config = from_json(record["config"])
-            return cls(path, config, record["channels"], record["num_classes"], version, commit)
+            size = tuple(record["size"]) if record.get("size") else None
+            return cls(path, config, record["channels"], record["num_classes"], version, commit, size)
         except FileNotFoundError:
             raise UserError(
                 f"{path} is no run folder: it has no config.json; python -m robustfast.train starts a run"
@@ -133,6 +139,14 @@ class RunFolder:
                 f"{file} was written by robustfast {version}, this is {robustfast.__version__}: {error}; "
                 f"{_mend(version, commit)}"
             ) from error
+
+    def fitting(self, images: Dataset | ImageFiles) -> Dataset | ImageFiles:
+        """Test images as the run's model takes them; see `robustfast.data.fitting`.
+
+        Raises:
+            UserError: they have other channels, or another size.
+        """
+        return fitting(images, self.channels, self.size)
 
     def refuse_format(
         self, found: Any, file: Path, *, readable: Sequence[int] = (checkpoint.FORMAT,)
