@@ -210,11 +210,26 @@ def test_error_of_one_gradient(method: str, fields: dict[str, Any], allowed: flo
     assert 0 < error(mine, right) < allowed
 
 
-def test_robust_accuracy_over_seeds_overlaps() -> None:
-    """What bench/precision_seeds.py measured, computed once more from the accuracies of its runs."""
-    accuracy = json.loads(RESULTS.read_text())["accuracy"]
-    assert set(accuracy) == {"fp32", "bf16 channels-last"}
-    assert [[row["seed"] for row in rows] for rows in accuracy.values()] == [[0, 1, 2]] * 2
-    one, other = (summary(rows)["adversarial.r"] for rows in accuracy.values())
-    assert overlap(one, other)
-    assert not overlap(one, {"mean": one["mean"] - 2.1 * one["sd"], "sd": one["sd"]})
+QUOTED = {
+    "robust way, attacked": "adversarial.r",
+    "robust way, natural": "natural.r",
+    "non-robust way, natural": "natural.n",
+    "standard way, natural": "natural.s",
+}
+"""Rows of the table over seeds in docs/precision.md, and what they are called in the JSON."""
+
+
+def test_quoted_accuracies_over_seeds_are_those_of_the_stored_runs() -> None:
+    """Nothing is trained here: bench/precision_seeds.py did that and stored the accuracies of its runs."""
+    stored = json.loads(RESULTS.read_text())
+    assert [[row["seed"] for row in rows] for rows in stored["accuracy"].values()] == [[0, 1, 2]] * 2
+    one, other = (summary(rows) for rows in stored["accuracy"].values())
+    assert [one, other] == [stored["summary"][name] for name in ("fp32", "bf16 channels-last")]
+    page = (RESULTS.parents[2] / "docs" / "precision.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line[:1] == "|"]
+    quoted = {row[0]: row[1:] for row in rows if row[0] in QUOTED}
+    assert set(quoted) == set(QUOTED)
+    for row, name in QUOTED.items():
+        figures = [f"{100 * s[name]['mean']:.2f} +- {100 * s[name]['sd']:.2f} %" for s in (one, other)]
+        assert quoted[row][:2] == figures
+        assert ("overlap" in quoted[row][2]) == stored["overlap"][name] == overlap(one[name], other[name])
