@@ -42,7 +42,7 @@ class Step:
     Attributes:
         phases: in their order.
         extra: what the engine has to say beside the objective's terms, scalars by name.
-        finite: whether the losses of all phases are, in all processes: bool [].
+        finite: whether the losses of all phases are, in all processes, and no scale is exhausted: bool [].
         exhausted: whether some optimizer's loss scale has found no finite gradient at any value: bool [].
     """
 
@@ -150,8 +150,8 @@ class Engine:
     def compute(self, batch: Batch, lr: float | Tensor) -> Step:
         """Train on one batch without reading anything on the host, so that a CUDA graph can hold all of it.
 
-        From the first phase on whose loss is not finite, nothing moves; `Step.check` tells. Optimizers without a fused
-        kernel of torch's are the exception: the host waits for each of their steps.
+        From the first phase on whose loss is not finite, or its gradient at no scale, no parameter moves; `Step.check`
+        tells. Optimizers without a fused kernel of torch's are the exception: the host waits for each of their steps.
 
         Args:
             batch: as for `step`.
@@ -172,8 +172,9 @@ class Engine:
             if scale is not None:
                 overflow = scale.unscale(updater.gradients)
                 scale.update(overflow)
-                skip = torch.maximum(bad, overflow)
                 exhausted = exhausted | scale.exhausted
+                bad = torch.maximum(bad, exhausted.float())
+                skip = torch.maximum(bad, overflow)
             clipped = updater.clip()
             if clipped is not None:
                 extra[f"clipped_{record.optimizer}"] = clipped
@@ -182,7 +183,7 @@ class Engine:
         if self.config.batch_norm == "local":
             for module in (self.objective.model, *self.objective.networks().values()):
                 self.world.same_buffers(module)
-        return Step(tuple(records), extra, bad.eq(0) & ~exhausted, exhausted)
+        return Step(tuple(records), extra, bad.eq(0), exhausted)
 
     def _parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """The parts of a batch that are computed one after the other, and the share of each in its images."""

@@ -208,14 +208,19 @@ def test_fp16_that_no_scale_can_help_is_said() -> None:
         def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
             # 1 + 0, and the gradient of sqrt at 0 is infinite.
             yield Phase("first", 1 + (self.first(x).float().sum() * 0).sqrt(), {})
+            yield Phase("second", self.second(x).float().mean(), {})
 
-    runner = engine(Endless(), precision="fp16")
+    duel = Endless()
+    runner = engine(duel, precision="fp16")
     for _ in range(16):
         runner.step(batch(), lr=0.1)
+    before = duel.second.weight.detach().clone()
+    assert not torch.equal(before, Duel().second.weight)
     with pytest.raises(
         NonFiniteLossError, match=r"its gradient in fp16 is not at any scale: use --precision bf16"
     ):
         runner.step(batch(), lr=0.1)
+    assert torch.equal(duel.second.weight, before)
 
 
 def test_fp16_state_comes_back() -> None:
