@@ -13,12 +13,13 @@ import torch
 from robustfast.errors import UserError
 from robustfast.models.stored_state import load
 
-__all__ = ["FORMAT", "load", "load_newest", "save", "write_durably"]
+__all__ = ["FORMAT", "PREVIOUS", "load", "load_newest", "save", "write_durably"]
 
 FORMAT = 2
 """Version of the checkpoints' layout. 1 held the state of torch's generators, which 2 seeds for each step instead."""
 
 PREVIOUS = "previous.pt"
+"""Name of the checkpoint before ``last.pt``."""
 
 
 def save(state: dict[str, Any], path: Path, *, keep_previous: bool = False) -> None:
@@ -27,7 +28,8 @@ def save(state: dict[str, Any], path: Path, *, keep_previous: bool = False) -> N
     Args:
         state: tensors, numbers, text and containers of them, nothing that would need code to load.
         path: the checkpoint.
-        keep_previous: rename what is there to ``previous.pt`` instead of replacing it.
+        keep_previous: rename what is there to ``previous.pt`` instead of replacing it. Not for a broken one: it would
+            take the place of the whole one that a crash a moment later leaves nothing else than.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the old checkpoint is untouched.

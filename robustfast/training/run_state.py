@@ -93,6 +93,7 @@ class RunState:
         self.step = 0
         self.early = EarlyStopping(config.early_stop)
         self._saved = (-1, -1)  # epoch and step of the newest checkpoint
+        self._last_is_whole = True  # else last.pt must not take the place of previous.pt, the only good one
 
     @property
     def judged(self) -> ThreeWay:
@@ -139,6 +140,7 @@ class RunState:
         if self.world.writes:
             self.metrics.rewind(counted)
         self._saved = (self.epoch, self.step)
+        self._last_is_whole = path.name != checkpoint.PREVIOUS
 
     def _share_out(self, meters: list[dict[str, Any]]) -> None:
         """Each process goes on with its own sums; where there are more or fewer now, one of them with all."""

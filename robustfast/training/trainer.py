@@ -78,7 +78,7 @@ class Trainer(RunState):
 
         Raises:
             Stopped: SIGTERM or SIGINT asked for it; the newest checkpoint holds every finished step.
-            UserError: a loss that is not finite, or a disk that is full.
+            UserError: a loss or weights that are not finite, or a disk that is full.
         """
         config, path, images = self.config, self.folder.path, self.feed.images
         if self.finished:
@@ -186,6 +186,7 @@ class Trainer(RunState):
             "seconds": self.meter.seconds,
             "images_per_second": self.feed.images / self.meter.seconds,
         }
+        # The checks and best.pt come before the save, and must not see them either.
         together(self.world, self._refuse_broken_weights)
         last = self.epoch + 1 == config.epochs
         result = None
@@ -226,16 +227,23 @@ class Trainer(RunState):
             checkpoint.save(state, self.folder.checkpoints / "best.pt")
 
     def _save(self) -> None:
+        together(self.world, self._refuse_broken_weights)
         state = self.state()
-        together(self.world, lambda: self._keep(state, "last.pt", keep_previous=True))
-        self._saved = (self.epoch, self.step)
+        together(self.world, lambda: self._keep(state, "last.pt", keep_previous=self._last_is_whole))
+        self._saved, self._last_is_whole = (self.epoch, self.step), True
 
     def _keep(self, state: dict[str, Any], name: str, *, keep_previous: bool = False) -> None:
         if self.world.writes:
             checkpoint.save(state, self.folder.checkpoints / name, keep_previous=keep_previous)
 
     def _stopped(self, failure: NonFiniteLossError, batch: Batch) -> UserError:
-        """Keep the state and the batch that made the loss non-finite, apart from the good checkpoints."""
+        """Keep what gave a loss that is not finite, apart from the good checkpoints; the error that tells of it.
+
+        The file has the images' indices beside `state`. Parameters and optimizers in it are those with which the loss
+        was computed: earlier phases of the step have moved theirs, and nothing has moved since. Running statistics
+        and loss scales have seen the batch. An average of the weights, the meters, epoch and step are those before
+        the step.
+        """
         # Every process raises, and those whose own loss is finite say no more than that another's is not.
         reasons = self.world.gather(str(failure))
         reason = min(reasons, key=lambda text: text.endswith("in another process"))
@@ -248,17 +256,22 @@ class Trainer(RunState):
         some = ", ".join(map(str, index[:8].tolist())) + (", ..." if len(index) > 8 else "")
         return UserError(
             f"{reason} in epoch {self.epoch + 1}, step {self.step + 1}, on {len(index)} images (indices {some}); all "
-            f"indices and the weights before this step are in {file}; look at those images, or lower --lr"
+            f"indices and the weights that gave this loss are in {file}; look at those images, or lower --lr"
         )
 
     def _refuse_broken_weights(self) -> None:
         """An infinite weight first shows in the next loss; a checkpoint must not carry it there."""
-        trained = (self.model, *self.objective.networks().values())
-        if not all(bool(v.isfinite().all()) for module in trained for v in module.state_dict().values()):
-            raise UserError(
-                f"the weights are not finite after epoch {self.epoch + 1}: stopped, with the checkpoint before it kept "
-                f"in {self.folder.checkpoints}; lower --lr"
-            )
+        modules = {self.model, self.judged, *self.objective.networks().values()}
+        if all(bool(v.isfinite().all()) for module in modules for v in module.state_dict().values()):
+            return
+        kept = (
+            "before the first checkpoint"
+            if self._saved[0] < 0
+            else f"with the newest checkpoint from before that kept in {self.folder.checkpoints}"
+        )
+        raise UserError(
+            f"the weights are not finite after step {self.step} of epoch {self.epoch + 1}: stopped, {kept}; lower --lr"
+        )
 
     def _board_folder(self) -> Path | None:
         """Where this process writes events; None where it does not."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 import torch
+from tiny_runs import assert_equal, few_digits, metrics, tiny
 
 from robustfast.errors import UserError
 from robustfast.training import checkpoint
+from robustfast.training import fit as fit_module
+from robustfast.training.engine import Engine
+from robustfast.training.fit import fit, resume
 
 
 def state(value: int) -> dict[str, Any]:
@@ -20,6 +26,24 @@ def state(value: int) -> dict[str, Any]:
 
 class CrashError(Exception):
     """Stands for the machine stopping: nothing after it runs."""
+
+
+def crash_after(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Let this many operations, fsyncs and renames, be done and no more."""
+    calls = 0
+
+    def stop(operation: Any) -> Any:
+        def guarded(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > number:
+                raise CrashError
+            return operation(*args)
+
+        return guarded
+
+    patch.setattr(os, "fsync", stop(os.fsync))
+    patch.setattr(os, "replace", stop(os.replace))
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -45,21 +69,8 @@ def test_crash_at_every_durable_operation(tmp_path: Path, monkeypatch: pytest.Mo
         folder = tmp_path / str(moment)
         folder.mkdir()
         checkpoint.save(state(1), folder / "last.pt", keep_previous=True)
-        calls = 0
-
-        def stop(operation: Any, moment: int = moment) -> Any:
-            def guarded(*args: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls > moment:
-                    raise CrashError
-                return operation(*args)
-
-            return guarded
-
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", stop(os.fsync))
-            patch.setattr(os, "replace", stop(os.replace))
+            crash_after(patch, moment)
             try:
                 checkpoint.save(state(2), folder / "last.pt", keep_previous=True)
             except CrashError:
@@ -74,6 +85,50 @@ def test_crash_at_every_durable_operation(tmp_path: Path, monkeypatch: pytest.Mo
         assert checkpoint.load(folder / "last.pt")["value"] == 3
         assert "last.pt.partial" not in os.listdir(folder)
     assert crashes == 4  # the data's fsync, two renames, the folder's fsync
+
+
+def test_crash_at_every_durable_operation_after_a_broken_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed from previous.pt, a run leaves that one alone until there is a whole last.pt again."""
+    monkeypatch.setattr(fit_module, "load", few_digits)
+    config = tiny("digits-st", out=tmp_path / "run", checkpoint_steps=1, validate_every=0)
+    whole = fit(replace(config, out=tmp_path / "whole"))
+    step = Engine.step
+
+    def last_one(self: Engine, *args: Any, **keywords: Any) -> Any:
+        if self.objective.progress == 4 / 6:
+            raise CrashError
+        return step(self, *args, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", last_one)
+        with pytest.raises(CrashError):
+            fit(config)
+    (config.out / "checkpoints" / "last.pt").write_bytes(b"not a checkpoint")
+
+    crashes = 0
+    for moment in range(20):
+        run = tmp_path / str(moment)
+        shutil.copytree(config.out, run)
+        with monkeypatch.context() as patch:
+            crash_after(patch, moment)
+            try:
+                resume(run)
+            except CrashError:
+                crashes += 1
+            else:
+                break
+        found = checkpoint.load_newest(run / "checkpoints")
+        assert found is not None
+        assert (found[0]["epoch"], found[0]["step"]) >= (1, 0)
+        assert metrics(resume(run)) == metrics(whole)
+        ends = [checkpoint.load(path / "checkpoints" / "last.pt")["model"] for path in (run, whole)]
+        assert_equal(*ends, "weights")
+    # A save in the broken one's place, one that keeps the one before, a line of metrics, and another save.
+    assert crashes == 3 + 4 + 1 + 4
+    kept = checkpoint.load(run / "checkpoints" / "previous.pt")
+    assert (kept["epoch"], kept["step"]) == (1, 2)
 
 
 def test_content_is_durable_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

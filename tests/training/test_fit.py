@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
+import signal
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import assert_same_end, few_digits, metrics, tiny
+from adversary import Adversary
+from tiny_runs import assert_equal, assert_same_end, few_digits, metrics, tiny
 
 from robustfast.data import Dataset
 from robustfast.distributed import World
 from robustfast.errors import UserError
-from robustfast.objectives import OBJECTIVES
+from robustfast.objectives import OBJECTIVES, Phase
+from robustfast.signals import Stopped
 from robustfast.training import checkpoint
 from robustfast.training import fit as fit_module
+from robustfast.training.averaging import Average
 from robustfast.training.engine import Engine
 from robustfast.training.fit import fit, resume
 from robustfast.training.held_out import HeldOutCheck
@@ -196,14 +202,81 @@ def test_nan_loss_stops_with_checkpoint_and_indices(tmp_path: Path, monkeypatch:
     state = checkpoint.load(config.out / "checkpoints" / "nonfinite.pt")
     assert (state["epoch"], state["step"], len(state["index"])) == (1, 1, 32)
     assert f"indices {', '.join(map(str, state['index'][:8].tolist()))}, ..." in message
-    assert all(torch.isfinite(value).all() for name, value in state["model"].items() if "running" not in name)
+    assert "all indices and the weights that gave this loss are in " in message
     # The good checkpoint is whole: with the image mended the run ends as if nothing had been.
     assert_same_end(resume(config.out), fit(replace(config, out=tmp_path / "whole")))
 
 
+class Breaking(Adversary):
+    """The second of its three phases has no number for a loss in the second step of the second epoch."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """No settings."""
+
+    weights: dict[str, Any]
+
+    def phases(self, *batch: Any) -> Iterator[Phase]:
+        for phase in super().phases(*batch):
+            if (phase.optimizer, self.epoch, self.progress) != ("discriminator", 1, 4 / 6):
+                yield phase
+                continue
+            Breaking.weights = {
+                part: {name: p.detach().clone() for name, p in network.named_parameters()}
+                for part, network in ({"model": self.model} | self.networks()).items()
+            }
+            yield replace(phase, loss=phase.loss * float("nan"))
+
+
+def test_what_a_loss_that_is_not_finite_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights that gave it, which an earlier phase of the step has moved; all that was not in that is as before."""
+    monkeypatch.setitem(OBJECTIVES, "breaking", Breaking)
+    before: dict[str, Any] = {}
+    following = fit_module.Trainer._next
+
+    def watched(self: Any, *others: Any) -> Any:
+        if (self.epoch, self.step) == (1, 1):
+            before.update(deepcopy(self.state()))
+        return following(self, *others)
+
+    monkeypatch.setattr(fit_module.Trainer, "_next", watched)
+    config = tiny("digits-at", out=tmp_path / "run", average="ema", ema_decay=0.9)
+    with pytest.raises(UserError, match="loss of phase 'discriminator' is nan"):
+        fit(replace(config, method="breaking", objective=Breaking.Config()))
+    state = checkpoint.load(config.out / "checkpoints" / "nonfinite.pt")
+    del state["index"]
+    assert list(state) == list(before)
+
+    model, old = state.pop("model"), before.pop("model")
+    moved = {name for name, value in old.items() if not torch.equal(model[name], value)}
+    parameters = Breaking.weights["model"]
+    assert_equal({name: model[name] for name in parameters}, parameters, "those of the loss")
+    assert any(name.startswith("encoder_r.") for name in moved & set(parameters))
+    assert not any(name.startswith("encoder_n.") for name in moved)
+    # Batch norms have seen the batch.
+    statistics = {name for name in old if name.startswith("encoder_r.") and name not in parameters}
+    assert statistics
+    assert statistics <= moved
+
+    engine, earlier = state.pop("engine"), before.pop("engine")
+    assert_equal(
+        dict(engine["networks"]["discriminator"]), Breaking.weights["discriminator"], "discriminator"
+    )
+    assert_equal(engine["networks"], earlier["networks"], "networks")
+    for name in ("discriminator", "encoder"):
+        assert_equal(engine["optimizers"][name], earlier["optimizers"][name], name)
+    with pytest.raises(AssertionError, match="classifier/state"):
+        assert_equal(engine["optimizers"]["classifier"], earlier["optimizers"]["classifier"], "classifier")
+
+    # All else is that before the step: average, meters, epoch and step, early stopping.
+    assert_equal(state, before, "state")
+
+
 def test_infinite_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
     # One step an epoch, so that no later loss of the epoch shows what the step has done.
-    with pytest.raises(UserError, match=r"weights are not finite after epoch 1: .*lower --lr"):
+    with pytest.raises(
+        UserError, match=r"weights are not finite after step 1 of epoch 1: .*first checkpoint; lower --lr"
+    ):
         fit(
             tiny(
                 "digits-st",
@@ -214,7 +287,46 @@ def test_infinite_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
                 weight_decay=1e38,
             )
         )
-    assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("broken", ["model", "average"])
+@pytest.mark.parametrize("saved_by", ["steps", "signal", "epoch"])
+def test_infinite_weights_leave_the_checkpoint_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_by: str, broken: str
+) -> None:
+    """Whatever saves: --checkpoint-steps, a signal inside an epoch, or an epoch's end."""
+    config = tiny(
+        "digits-st", out=tmp_path / "run", average="ema", checkpoint_steps=2 if saved_by == "steps" else 0
+    )
+    breaks = (1, 2) if saved_by == "epoch" else (1, 0)
+    update, kept = Average.update, {}
+
+    def breaking(self: Average, number: int) -> None:
+        """The last that a step does: what it leaves is what would be saved."""
+        update(self, number)
+        if number == 3 * breaks[0] + breaks[1]:
+            for file in (config.out / "checkpoints").iterdir():
+                kept[file.name] = file.read_bytes()
+            weights = self._sources if broken == "model" else self._averaged
+            weights[0].data.view(-1)[0] = float("inf")
+            if saved_by == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Average, "update", breaking)
+        with pytest.raises((UserError, Stopped)) as caught:
+            fit(config)
+    where = f"after step {breaks[1] + 1} of epoch 2"
+    assert str(caught.value).startswith(
+        f"the weights are not finite {where}: stopped, with the newest checkpoint"
+    )
+    assert "\n" not in str(caught.value)
+    files = {file.name: file.read_bytes() for file in (config.out / "checkpoints").iterdir()}
+    assert "last.pt" in files
+    assert files == kept
+    assert_same_end(resume(config.out), fit(replace(config, out=tmp_path / "whole")))
 
 
 @pytest.mark.parametrize("average", ["none", "ema", "swa"])
