@@ -40,8 +40,9 @@ def locate(
             f"{name} needs a data folder that holds {wanted} (published at {published}): give --data-dir"
         )
     if not Path(data_dir).is_dir():
+        fault = "is no folder" if Path(data_dir).exists() else "does not exist"
         raise UserError(
-            f"{name}: the data folder {data_dir} does not exist; put {wanted} there "
+            f"{name}: the data folder {data_dir} {fault}; put {wanted} there "
             f"(published at {published}) or give --data-dir"
         )
     searched: list[str] = []

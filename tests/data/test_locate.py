@@ -46,6 +46,9 @@ def test_a_partly_filled_folder_is_told_what_it_lacks(tmp_path, one_line_error):
 def test_a_data_folder_that_is_absent_or_not_given(tmp_path, one_line_error):
     with one_line_error(f"{tmp_path / 'no'} does not exist", "a[.gz]", PAGE):
         locate("set", tmp_path / "no", LAYOUTS, PAGE)
+    (tmp_path / "file").touch()
+    with one_line_error(f"{tmp_path / 'file'} is no folder", "a[.gz]", PAGE):
+        locate("set", tmp_path / "file", LAYOUTS, PAGE)
     with one_line_error("a[.gz]", PAGE, "--data-dir"):
         locate("set", None, LAYOUTS, PAGE)
 
