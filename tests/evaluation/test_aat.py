@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,22 @@ def test_several_attacks_and_fewer_images(train):
     # The same settings under another name find the same images.
     assert second["adversarial"] == document["adversarial"]
     assert second["detection"] == document["detection"]
+
+
+@pytest.mark.parametrize(("named", "taken"), [("torch", "TorchFeed"), ("dali", "ResidentFeed")])
+def test_the_loader_is_one_that_runs_here(train, tmp_path, monkeypatch, named, taken):
+    """PyTorch's where it was named; DALI may be missing where a run is evaluated."""
+    path = shutil.copytree(train("digits-aatpp"), tmp_path / "run")
+    record = json.loads((path / "config.json").read_text())
+    record["config"]["loader"] = named
+    (path / "config.json").write_text(json.dumps(record))
+    feeds = []
+    monkeypatch.setattr(
+        "robustfast.evaluation.aat.feed",
+        lambda *args, **kwargs: feeds.append(feed(*args, **kwargs)) or feeds[0],
+    )
+    evaluate_run(path, QUICK, images=8, device="cpu", console=quiet())
+    assert [type(source).__name__ for source in feeds] == [taken]
 
 
 def test_evaluation_changes_nothing_but_its_own_files(train):
