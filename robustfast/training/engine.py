@@ -19,7 +19,10 @@ from robustfast.training.config import TrainConfig
 from robustfast.training.optimizers import Updater, overridden
 from robustfast.training.precision import Precision
 
-__all__ = ["Engine", "NonFiniteLossError", "Step"]
+__all__ = ["CLIPPED", "Engine", "NonFiniteLossError", "Step"]
+
+CLIPPED = "clipped_"
+"""What the names of the engine's own terms begin with: for each optimizer, whether its gradient was shortened."""
 
 
 class NonFiniteLossError(UserError):
@@ -177,7 +180,7 @@ class Engine:
                 skip = torch.maximum(bad, overflow)
             clipped = updater.clip()
             if clipped is not None:
-                extra[f"clipped_{record.optimizer}"] = clipped
+                extra[CLIPPED + record.optimizer] = clipped
             # The kernels compare with 1.
             updater.step(lr, skip.ne(0).float())
         if self.config.batch_norm == "local":

@@ -187,6 +187,12 @@ def _train(folder: RunFolder, images: _Images, device: torch.device, world: Worl
 
         together(world, lambda: occupy() if world.writes else None)
         together(world, lambda: _restore(trainer))
+        now = torch.get_num_threads()
+        if folder.threads not in (None, now) and device.type == "cpu":
+            trainer.say(
+                f"{folder.path} began with {folder.threads} CPU threads and goes on with {now}: sums are rounded "
+                f"otherwise; for the same bits set OMP_NUM_THREADS={folder.threads}"
+            )
         try:
             trainer.run()
         except KeyboardInterrupt as stop:

@@ -38,6 +38,7 @@ class RunFolder:
         channels, num_classes: of the images it was started on; they fix the shape of the model.
         version, commit: of the robustfast that started it.
         size: (height, width) of those images; None: the version that started it did not store it.
+        threads: CPU threads it was started with; None: it is being started.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class RunFolder:
     version: str = robustfast.__version__
     commit: str | None = None
     size: tuple[int, int] | None = None
+    threads: int | None = None
 
     @property
     def metrics(self) -> Path:
@@ -123,7 +125,10 @@ class RunFolder:
             version, commit = record.get("robustfast", "unknown"), record.get("commit")
             config = from_json(record["config"])
             size = tuple(record["size"]) if record.get("size") else None
-            return cls(path, config, record["channels"], record["num_classes"], version, commit, size)
+            threads = record.get("hardware", {}).get("threads")
+            return cls(
+                path, config, record["channels"], record["num_classes"], version, commit, size, threads
+            )
         except FileNotFoundError:
             raise UserError(
                 f"{path} is no run folder: it has no config.json; python -m robustfast.train starts a run"

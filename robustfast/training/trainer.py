@@ -21,7 +21,7 @@ from robustfast.signals import Stopped, StopRequest
 from robustfast.together import together
 from robustfast.training import checkpoint
 from robustfast.training.board import Board
-from robustfast.training.engine import NonFiniteLossError
+from robustfast.training.engine import CLIPPED, NonFiniteLossError
 from robustfast.training.held_out import HeldOutCheck, HeldOutResult
 from robustfast.training.metrics import Meter
 from robustfast.training.pictures import Pictures
@@ -176,6 +176,7 @@ class Trainer(RunState):
         """Check, log, write best.pt, then last.pt: what a kill before that leaves, the resumed run undoes."""
         config, steps = self.config, len(self.feed)
         means = self.meter.over(self.world).means()
+        clipped = {name: means.pop(name) for name in list(means) if name.startswith(CLIPPED)}
         record: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "step": (self.epoch + 1) * steps,
@@ -183,6 +184,11 @@ class Trainer(RunState):
             # What the loss adds up has a key of its own: an objective may name a term as it likes.
             "loss": means.pop("loss"),
             "terms": means,
+            **(
+                {"clipped": {k.removeprefix(CLIPPED): share for k, share in clipped.items()}}
+                if clipped
+                else {}
+            ),
             "seconds": self.meter.seconds,
             "images_per_second": self.feed.images / self.meter.seconds,
         }
@@ -253,10 +259,16 @@ class Trainer(RunState):
         state = self.state() | {"index": index}
         together(self.world, lambda: self._keep(state, "nonfinite.pt"))
         file = self.folder.checkpoints / "nonfinite.pt"
+        broken = not all(bool(value.isfinite().all()) for value in self.model.parameters())
+        look = (
+            "the weights were no longer finite, since an earlier step's gradient was not: lower --lr"
+            if broken
+            else "look at those images, or lower --lr"
+        )
         some = ", ".join(map(str, index[:8].tolist())) + (", ..." if len(index) > 8 else "")
         return UserError(
             f"{reason} in epoch {self.epoch + 1}, step {self.step + 1}, on {len(index)} images (indices {some}); all "
-            f"indices and the weights that gave this loss are in {file}; look at those images, or lower --lr"
+            f"indices and the weights that gave this loss are in {file}; {look}"
         )
 
     def _refuse_broken_weights(self) -> None:

@@ -551,3 +551,27 @@ def test_backend_choice_reaches_the_ops(tmp_path: Path) -> None:
     assert first == pytest.approx(second, rel=1e-4)
     with pytest.raises(UserError, match="cuda"):
         fit(tiny(out=tmp_path / "cuda", backend="cuda"))
+
+
+def test_a_nan_loss_of_broken_weights_does_not_accuse_the_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"weights were no longer finite, .* not: lower --lr$"):
+        fit(tiny("digits-st", out=tmp_path / "run", lr=1e38, schedule="multistep", weight_decay=1e38))
+
+
+def test_shortened_gradients_are_told_apart_from_the_loss(tmp_path: Path) -> None:
+    line = metrics(fit(tiny("digits-st", out=tmp_path / "run", clip_norm=1e-6)))[0]
+    assert line["clipped"] == {"model": 1.0}
+    assert line["loss"] == pytest.approx(sum(line["terms"].values()), rel=1e-5)
+
+
+def test_another_number_of_threads_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(tiny("digits-st", out=tmp_path / "run"))
+    resume(run)
+    assert "CPU threads" not in capsys.readouterr().out
+    file = run / "config.json"
+    record = json.loads(file.read_text())
+    record["hardware"]["threads"] += 1
+    file.write_text(json.dumps(record))
+    resume(run)
+    begun = record["hardware"]["threads"]
+    assert f"began with {begun} CPU threads and goes on with {begun - 1}" in capsys.readouterr().out
