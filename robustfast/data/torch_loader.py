@@ -85,8 +85,12 @@ def _next(loaded: Iterator[Any]) -> Tensor | UserError:
         return next(loaded)
     except (RuntimeError, OSError, EOFError):
         # Torch says that a worker is gone, or, where it was handing a batch over, a connection is cut just before.
-        if not wait([worker.sentinel for worker in workers], timeout=1):
+        ended = wait([worker.sentinel for worker in workers], timeout=1)
+        if not ended:
             raise
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join(timeout=5)  # its files are closed a moment before the system tells how it ended
     return _gone(workers)
 
 
