@@ -83,6 +83,7 @@ def resume(path: Path, config: TrainConfig | None = None, world: World | None = 
     """
     world = world or World()
     folder = together(world, lambda: _stored(path, config))
+    together(world, lambda: _refuse_busy(path) if world.writes else None)
     device = together(world, lambda: _check(folder.config, resumed=True))
     images = together(world, lambda: _images(folder.config))
     if folder.version != robustfast.__version__ and world.writes:
@@ -109,6 +110,12 @@ def _stored(path: Path, config: TrainConfig | None) -> RunFolder:
             f"start a new run with --out"
         )
     return replace(folder, config=config)
+
+
+def _refuse_busy(path: Path) -> None:
+    """Before the data is read, which may take minutes; the lock itself is taken once the run can go on."""
+    with run_lock(path, say=lambda _: None):
+        pass
 
 
 def _started_again(world: World) -> bool:

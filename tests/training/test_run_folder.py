@@ -149,7 +149,9 @@ with run_lock(Path(sys.argv[1])):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are POSIX's")
-def test_one_process_at_a_time_and_a_kill_frees_the_folder(run: Path, whole: Path) -> None:
+def test_one_process_at_a_time_and_a_kill_frees_the_folder(
+    run: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = subprocess.Popen([sys.executable, "-c", LOCKING, str(run)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None
@@ -160,6 +162,7 @@ def test_one_process_at_a_time_and_a_kill_frees_the_folder(run: Path, whole: Pat
             resume(run)
         assert "\n" not in str(caught.value)
         assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+        assert capsys.readouterr().out == ""  # said before any data is read
     finally:
         os.kill(other.pid, signal.SIGKILL)
         other.communicate()
