@@ -21,6 +21,8 @@ from robustfast.errors import UserError
 
 __all__ = ["TorchFeed"]
 
+STOPPING = {signal.SIGINT, signal.SIGTERM}
+
 Key = tuple[int, list[int]]
 """One batch as a `DataLoader` asks for it: the epoch and the numbers of the images."""
 
@@ -70,12 +72,23 @@ def _started(loader: data.DataLoader[Any]) -> Iterator[Any]:
     for finds a worker gone just as well, within 5 seconds.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        return iter(loader)
+        return _held(loader)
     before = signal.getsignal(signal.SIGCHLD)
-    loaded = iter(loader)
+    loaded = _held(loader)
     if before is not None:  # else set by no Python code, and so not to be put back by any
         signal.signal(signal.SIGCHLD, before)
     return loaded
+
+
+def _held(loader: data.DataLoader[Any]) -> Iterator[Any]:
+    """Start the workers with the signals that stop a run held back, until `_outlive_a_signal` has made each ready."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _next(loaded: Iterator[Any]) -> Tensor | UserError:
@@ -117,6 +130,8 @@ def _outlive_a_signal(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 class _Arrays(data.Dataset[Tensor]):

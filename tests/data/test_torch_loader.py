@@ -78,6 +78,22 @@ def test_signals_that_stop_a_run_leave_the_batches_it_still_needs(files):
     assert becomes(lambda: children() <= before)
 
 
+def test_so_do_signals_that_reach_a_worker_before_it_is_ready(files, monkeypatch):
+    def signalled(worker: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        _outlive_a_signal(worker)
+
+    source = feed(files, 4, loader="torch", seed=0, augment=True)
+    expected = list(source.batches(0))
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    monkeypatch.setattr(
+        importlib.import_module("robustfast.data.torch_loader"), "_outlive_a_signal", signalled
+    )
+    assert_same(list(source.batches(0)), expected)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == held
+
+
 def answer(connection) -> None:
     _outlive_a_signal(0)
     while True:
