@@ -43,8 +43,9 @@ class HeldOutResult:
 class HeldOutCheck:
     """Natural accuracy of an objective's ways, and that of the robust and non-robust way under the training attack.
 
-    The training attack at full strength is short (5 to 10 steps) and so kinder than the evaluation's. Its images are
-    from the test split, hence the paper's numbers come from the last epoch and never from the best one.
+    The training attack at full strength is short (5 to 10 steps) and so kinder than the evaluation's. Without
+    ``config.hold_out`` the images are from the test split, hence the paper's numbers come from the last epoch and never
+    from the best one.
 
     Args:
         model: the model; evaluated in eval mode and left as found.
