@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -25,8 +25,8 @@ __all__ = [
     "record",
 ]
 
-# A full batch and a last partial one, with and without autocast.
-_CAPTURES_KEPT = 4
+# A full batch and a last partial one, with and without autocast; and the sizes a batch shrinks to as samples are won.
+_CAPTURES_KEPT = 8
 
 Buffers = dict[str, Any]
 Loop = Callable[..., None]
@@ -49,13 +49,22 @@ class GraphedLoop:
 
     Args:
         model: the model the loop runs.
-        loop: called with the buffers and further keywords; works in place on "x_adv" and "peaks".
+        loop: called with the buffers and further keywords; works in place on those in `writes`.
+        writes: names of the buffers that the loop changes; "x" and other buffers are its own to read.
         warn: on a loop that cannot be captured, warn once and run it eagerly from then on, instead of raising.
     """
 
-    def __init__(self, model: Callable[..., object], loop: Loop, *, warn: bool) -> None:
+    def __init__(
+        self,
+        model: Callable[..., object],
+        loop: Loop,
+        *,
+        warn: bool,
+        writes: Sequence[str] = ("x_adv", "peaks"),
+    ) -> None:
         self._model = model
-        self._loop = loop
+        self.loop = loop
+        self._writes = tuple(writes)
         self._warn = warn
         self._refused = False
         self._memory: dict[torch.device, Memory] = {}
@@ -68,7 +77,9 @@ class GraphedLoop:
         return not self._refused
 
     def __call__(self, buffers: Buffers, **keywords: Any) -> None:
-        """Run the loop on `buffers`; "x_adv" and "peaks" are written. Other values never mean a new capture.
+        """Run the loop on `buffers`, which include "x"; those of `writes` are written.
+
+        Other values in the buffers never mean a new capture; other keywords do.
 
         Raises:
             RuntimeError: the loop cannot be captured, unless `warn`.
@@ -78,15 +89,15 @@ class GraphedLoop:
             self._refuse(
                 "the model is a plain callable, whose weights cannot be watched; pass the module itself"
             )
-            return self._loop(**buffers, **keywords)
-        key = _key(module, buffers)
+            return self.loop(**buffers, **keywords)
+        key = (*_key(module, buffers), tuple(sorted(keywords.items())))
         found = self._captures.pop(key, None)
         if found is None:
             try:
-                replay = capture(self._loop, buffers, keywords, self._memory)
+                replay = capture(self.loop, buffers, keywords, self._memory)
             except CaptureError as error:
                 self._refuse(str(error))
-                return self._loop(**buffers, **keywords)
+                return self.loop(**buffers, **keywords)
             found = buffers["x"].device, replay
         self._captures[key] = found
         if len(self._captures) > _CAPTURES_KEPT:
@@ -95,7 +106,7 @@ class GraphedLoop:
             used = {device for device, _ in self._captures.values()}
             self._memory = {device: memory for device, memory in self._memory.items() if device in used}
         results = found[1](buffers)
-        for name in ("x_adv", "peaks"):
+        for name in self._writes:
             buffers[name].copy_(results[name])
         return None
 
@@ -257,7 +268,7 @@ def _static(value: float | Tensor, device: torch.device, dtype: torch.dtype) -> 
     return torch.full((), float(value), device=device, dtype=dtype)
 
 
-def _key(module: nn.Module, buffers: Buffers) -> Hashable:
+def _key(module: nn.Module, buffers: Buffers) -> tuple[Hashable, ...]:
     """Everything a capture is only good for."""
     kinds = tuple(
         (name, value.shape, value.stride(), value.dtype, value.device)

@@ -5,20 +5,47 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from robustfast.attacks.compiled import Compiled
-from robustfast.attacks.losses import Loss, loss_function
+from robustfast.attacks.losses import Loss, check_logits, loss_function
 from robustfast.attacks.modes import module_of
 
-__all__ = ["InputGradient", "largest_entry"]
+__all__ = ["InputGradient", "Pass", "largest_entry"]
+
+T = TypeVar("T")
+
+_INDEPENDENT = (
+    "the model's output does not depend on x: it is detached, or computed under torch.no_grad, or without x"
+)
+_IN_PLACE = (
+    "the model changes the images it is given in place (sub_, or ReLU(inplace=True) as its first layer): "
+    "let it work on a copy, for example lambda x: model(x.clone())"
+)
 
 # Under float16 the gradient of one sample reaches down to 1e-8, where half precision ends: measured on an MLP at
 # batch 256, 11 % of the samples lose it altogether with a mean loss, 2 % with a sum, none with a sum times 1024;
 # 65536 overflows.
 FLOAT16_SCALE = 1024.0
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass over a batch.
+
+    Attributes:
+        grad: [B, ...] gradient of the loss, times a fixed power of two where the model runs in float16.
+        loss: [B].
+        logits: [B, K], as the model gave them.
+    """
+
+    grad: Tensor
+    loss: Tensor
+    logits: Tensor
 
 
 class InputGradient:
@@ -57,10 +84,9 @@ class InputGradient:
         self._forward = forward
         self._per_sample = per_sample = loss_function(loss)
 
-        def evaluate(leaves: Sequence[Tensor], target: Tensor) -> tuple[Tensor, int]:
+        def evaluate(leaves: Sequence[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
             logits = forward(*leaves)
-            values = per_sample(logits, target)
-            return values, logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() else 0
+            return per_sample(logits, target), logits
 
         module = module_of(model)
         # What is compiled already would be traced and compiled once more within a larger function.
@@ -90,15 +116,82 @@ class InputGradient:
         Raises:
             ValueError, TypeError: the model's output is no logits, or does not depend on the images.
         """
-        values, self.classes = self._evaluate(leaves, target)
+        return self._pass(leaves, target)[0]
+
+    def evaluate(self, x: Tensor, target: Tensor) -> Pass:
+        """Gradient, loss and logits of images [B, ...] in one pass forward and back.
+
+        Raises:
+            ValueError, TypeError: as for a call.
+        """
+        leaf = x.detach().requires_grad_()
+        (grad,), values, logits = self._pass([leaf], target)
+        check_logits(logits, len(x))
+        return Pass(grad, values.detach(), logits.detach())
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [B, K] of images, by a forward pass alone; half precision is taken to float32.
+
+        Raises:
+            ValueError, TypeError: the model's output is no logits.
+        """
+        with torch.no_grad():
+            return self.forward(x.detach())
+
+    def forward(self, leaf: Tensor) -> Tensor:
+        """Logits [B, K] with the graph back to `leaf`, for gradients by `gradient_of`; half precision to float32.
+
+        Raises:
+            ValueError, TypeError: the model's output is no logits.
+        """
+        logits = self._guarded([leaf], lambda: self._forward(leaf))
+        check_logits(logits, len(leaf))
+        self.classes = logits.shape[1]
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def gradient_of(self, values: Tensor, leaf: Tensor, *, keep_graph: bool = False) -> Tensor:
+        """Gradient of the sum of `values`, computed from `leaf` by `forward`, in its true length.
+
+        Args:
+            values: any shape.
+            leaf: what to differentiate by, images or whatever images were made from.
+            keep_graph: leave the graph for another gradient.
+
+        Raises:
+            ValueError: `values` does not depend on `leaf`.
+        """
+        if values.requires_grad:
+            weights = values.new_full(values.shape, self._scale)
+            (grad,) = torch.autograd.grad(
+                values, leaf, grad_outputs=weights, retain_graph=keep_graph, allow_unused=True
+            )
+            if grad is not None:
+                return grad if self._scale == 1 else grad / self._scale
+        raise ValueError(_INDEPENDENT)
+
+    def _pass(self, leaves: Sequence[Tensor], target: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """Gradients of the leaves, and loss [B] and logits [B, K] with their graph spent."""
+        values, logits = self._guarded(leaves, lambda: self._evaluate(leaves, target))
+        self.classes = logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() else 0
         if values.requires_grad:
             weights = values.new_full(values.shape, self._scale)
             grads = torch.autograd.grad(values, leaves, grad_outputs=weights, allow_unused=True)
             if all(grad is not None for grad in grads):
-                return grads
-        raise ValueError(
-            "the model's output does not depend on x: it is detached, or computed under torch.no_grad, or without x"
-        )
+                return grads, values, logits
+        raise ValueError(_INDEPENDENT)
+
+    def _guarded(self, leaves: Sequence[Tensor], run: Callable[[], T]) -> T:
+        """What `run` returns, unless the model wrote on the images it was given."""
+        versions = [leaf._version for leaf in leaves]
+        try:
+            found = run()
+        except RuntimeError as error:
+            if "in-place operation" in str(error) and "leaf Variable" in str(error):
+                raise ValueError(_IN_PLACE) from error
+            raise
+        if any(leaf._version != version for leaf, version in zip(leaves, versions, strict=True)):
+            raise ValueError(_IN_PLACE)
+        return found
 
     def score(self, leaves: Sequence[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each sample [B], and whether the model is right about it [B]; always, where y is no label.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustfast.registry import lookup
 
-__all__ = ["LOSSES", "Loss", "check_target", "loss_function"]
+__all__ = ["LOSSES", "Loss", "check_logits", "check_target", "loss_function"]
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(logits [B, K], target) -> loss [B]."""
@@ -69,7 +69,11 @@ def loss_function(loss: str | Loss) -> Loss:
     named = lookup("loss", LOSSES, loss)
 
     def run(logits: Tensor, target: Tensor) -> Tensor:
-        _check_logits(logits, target)
+        check_logits(logits, len(target))
+        if target.is_floating_point() and target.shape != logits.shape:
+            raise ValueError(
+                f"y has shape {tuple(target.shape)}, expected that of the model's logits, {tuple(logits.shape)}"
+            )
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if target.is_floating_point():
@@ -116,18 +120,20 @@ def _checked(loss: Loss) -> Loss:
     return run
 
 
-def _check_logits(logits: Tensor, target: Tensor) -> None:
+def check_logits(logits: object, batch: int) -> None:
+    """Refuse a model's output that is no logits [batch, K].
+
+    Raises:
+        TypeError, ValueError: what came and what is expected.
+    """
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"the model returned {type(logits).__name__}, expected logits [B, K]; "
             f"wrap it in a function that picks them"
         )
-    expected = f"logits [{len(target)}, K] with K >= 2"
-    if logits.dim() != 2 or len(logits) != len(target) or logits.shape[1] < 2:
-        raise ValueError(f"the model returned shape {tuple(logits.shape)}, expected {expected}")
-    if target.is_floating_point() and target.shape != logits.shape:
+    if logits.dim() != 2 or len(logits) != batch or logits.shape[1] < 2:
         raise ValueError(
-            f"y has shape {tuple(target.shape)}, expected that of the model's logits, {tuple(logits.shape)}"
+            f"the model returned shape {tuple(logits.shape)}, expected logits [{batch}, K] with K >= 2"
         )
 
 

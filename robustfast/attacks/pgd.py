@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from robustfast.attacks.attack import Attack, AttackReport
 from robustfast.attacks.config import check_rule
-from robustfast.attacks.cuda_graph import GraphedLoop, loops_are_eager
-from robustfast.attacks.gradient import InputGradient, largest_entry
-from robustfast.attacks.losses import Loss, check_target
-from robustfast.attacks.modes import eval_mode
-from robustfast.attacks.range_check import Extremes
+from robustfast.attacks.cuda_graph import GraphedLoop
+from robustfast.attacks.gradient import largest_entry
+from robustfast.attacks.losses import Loss
 from robustfast.ops import pgd_step, random_start
 from robustfast.seeds import derive
 
 __all__ = ["PGD", "AttackReport", "pgd"]
 
-ENGINES = ("auto", "eager", "compile", "graph")
 
-
-@dataclass(frozen=True)
-class AttackReport:
-    """What became of the gradients of one attack call.
-
-    Attributes:
-        zero_gradient: samples whose gradient was zero in every entry in at least one step: dead units, a saturated
-            model, underflow, or a loss that starts at its optimum.
-        nonfinite_gradient: samples whose gradient held a nan or an infinity in at least one step.
-        samples: samples attacked.
-    """
-
-    zero_gradient: int
-    nonfinite_gradient: int
-    samples: int
-
-
-class PGD:
+class PGD(Attack):
     """Projected gradient descent, as an object that is built once and called for each batch.
 
     Madry et al. 2018 (arXiv:1706.06083), section 2.1: from a random point of the eps-ball around x, `steps` times
@@ -98,6 +78,8 @@ class PGD:
         ValueError: a setting out of range or an unknown name.
     """
 
+    name = "pgd"
+
     def __init__(
         self,
         model: Callable[[Tensor], Tensor],
@@ -122,29 +104,18 @@ class PGD:
             raise ValueError(f"restarts is {restarts!r}, expected a whole number from 1")
         if restarts > 1 and not random_start:
             raise ValueError(f"restarts is {restarts} without a random start: every one would find the same")
-        if batch_norm not in ("eval", "batch"):
-            raise ValueError(f"batch_norm is {batch_norm!r}, expected 'eval' or 'batch'")
-        if engine not in ENGINES:
-            raise ValueError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
-        self.model = model
-        self.eps = eps
+        super().__init__(
+            model, norm=norm, eps=eps, loss=loss, targeted=targeted, bounds=bounds, batch_norm=batch_norm, seed=seed,
+            engine=engine,
+        )  # fmt: skip
         self.step_size = step_size
         self.steps = steps
-        self.norm = norm
         self.step = step
         self.q = q
         self.law = {True: "ball", False: None}.get(random_start, random_start)
         self.restarts = restarts
-        self.loss = loss
-        self.targeted = targeted
-        self.bounds = (float(bounds[0]), float(bounds[1]))
-        self.batch_norm = batch_norm
-        self.seed = seed
-        self.engine = engine
         self._check_sizes(eps, step_size)
-        self._gradient = InputGradient(model, self._forward(), loss, compiled=engine == "compile")
         self._graph = GraphedLoop(model, self._climb, warn=engine == "auto")
-        self._peaks: Tensor | None = None
 
     def __call__(
         self,
@@ -177,13 +148,7 @@ class PGD:
             TypeError, ValueError: x, y or start of a wrong kind, pixels outside `bounds`, labels outside [0, K), or a
                 model whose output is no logits. Modes are restored first.
         """
-        return self._attack(x, y, index, [self.seed], epoch, eps, step_size, start)
-
-    @property
-    def report(self) -> AttackReport:
-        if self._peaks is None:
-            raise RuntimeError("no report: this attack has not been called yet")
-        return self._count(self._peaks)
+        return self._attack(x, y, index, epoch=epoch, start=start, eps=eps, step_size=step_size)
 
     def __repr__(self) -> str:
         shown = ("eps", "step_size", "steps", "norm", "step", "restarts", "loss", "targeted", "batch_norm")
@@ -208,30 +173,27 @@ class PGD:
         """The gradient of each part from those of the leaves."""
         return grads
 
-    def _attack(
+    def _run(
         self,
         x: Tensor,
         y: Tensor,
-        index: Tensor | None,
-        seeds: Sequence[int],
+        index: Tensor,
         epoch: int,
-        eps: float | Tensor | None,
-        step_size: float | Tensor | None,
         start: Tensor | None,
+        eps: float | Tensor | None = None,
+        step_size: float | Tensor | None = None,
+        seeds: Sequence[int] = (),
     ) -> Tensor:
+        if start is not None and self.restarts > 1:
+            raise ValueError(
+                f"start was given, but restarts is {self.restarts}: every one would find the same"
+            )
         if eps is not None or step_size is not None:
             self._check_sizes(0.0 if eps is None else eps, 0.0 if step_size is None else step_size)
         eps = self.eps if eps is None else eps
         step_size = self.step_size if step_size is None else step_size
-        self._check_images(x, start)
-        check_target(self.loss, x, y)
-        engine = self._engine(x)
-        x, y = x.detach(), y.detach()
+        seeds = seeds or [self.seed]
         lanes = len(seeds)
-        if len(x) == 0:
-            self._peaks = x.new_ones(1, 1, 0)
-            return torch.cat([x] * lanes)
-        extremes = Extremes(x, y, self.loss)
         sizes = {"eps": _size(eps, x, lanes), "step_size": _size(step_size, x, lanes)}
         if self.targeted:
             sizes["step_size"] = -sizes["step_size"]
@@ -240,26 +202,22 @@ class PGD:
         x, y = _repeat(x, lanes), _repeat(y, lanes)
         x_adv = torch.empty_like(x)
         best: tuple[Tensor, Tensor, Tensor] | None = None
-        with eval_mode(self.model, batch_norm=self.batch_norm), self._gradient.session(x.device):
-            self._peaks = x.new_empty(self.restarts, self.steps, len(x))
-            for restart in range(self.restarts):
-                if start is not None:
-                    x_adv.copy_(_repeat(start.detach(), lanes))
-                elif self.law is None:
-                    x_adv.copy_(x)
-                else:
-                    for lane, seed in enumerate(seeds):
-                        rows = slice(lane * batch, (lane + 1) * batch)
-                        key = derive(seed, "pgd", epoch, restart)
-                        random_start(x[rows], seed=key, law=self.law, out=x_adv[rows], **starts)
-                buffers = {"x_adv": x_adv, "peaks": self._peaks[restart], "x": x, "target": y, **sizes}
-                if engine == "graph":
-                    self._graph(buffers, batch=batch)
-                else:
-                    self._climb(**buffers, batch=batch)
-                if self.restarts > 1:
-                    best = self._keep_strongest(best, x_adv, y, batch)
-        extremes.check(self.bounds, self._gradient.classes)
+        peaks = x.new_empty(self.restarts, self.steps, len(x))
+        for restart in range(self.restarts):
+            if start is not None:
+                x_adv.copy_(_repeat(start, lanes))
+            elif self.law is None:
+                x_adv.copy_(x)
+            else:
+                for lane, seed in enumerate(seeds):
+                    rows = slice(lane * batch, (lane + 1) * batch)
+                    key = derive(seed, "pgd", epoch, restart)
+                    random_start(x[rows], seed=key, law=self.law, out=x_adv[rows], **starts)
+            buffers = {"x_adv": x_adv, "peaks": peaks[restart], "x": x, "target": y, **sizes}
+            self._run_loop(self._graph, buffers, batch=batch)
+            if self.restarts > 1:
+                best = self._keep_strongest(best, x_adv, y, batch)
+        self._log.add(peaks)
         return x_adv if best is None else best[0]
 
     def _climb(
@@ -307,55 +265,10 @@ class PGD:
         torch.where(better.reshape(-1, *[1] * (x_adv.dim() - 1)), x_adv, images, out=images)
         return images, torch.where(better, loss, highest), fooled | fooled_before
 
-    def _engine(self, x: Tensor) -> str:
-        if self.engine == "graph" and not x.is_cuda:
-            raise ValueError(
-                f"engine 'graph' needs images on a CUDA device, x is on {x.device}; use engine 'auto'"
-            )
-        if self.engine in ("eager", "compile"):
-            return self.engine
-        if loops_are_eager(x.device):
-            return "eager"
-        return "graph" if self.engine == "graph" or (x.is_cuda and self._graph.usable()) else "eager"
-
     def _check_sizes(self, eps: float | Tensor, step_size: float | Tensor) -> None:
         # The values of tensors are not looked at: that would wait for the device.
         numbers = [0.0 if isinstance(value, Tensor) else value for value in (eps, step_size)]
         check_rule(*numbers, self.steps, self.norm, self.step, self.q, self.bounds)
-
-    def _check_images(self, x: Tensor, start: Tensor | None) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x is {type(x).__name__}, expected a tensor of images")
-        if x.dtype in (torch.float16, torch.bfloat16):
-            raise TypeError(
-                f"x is {x.dtype}, expected float32 or float64: half-precision images leave the ball "
-                f"(1.09 eps after ten bfloat16 steps); pass x.float() and run the model under torch.autocast"
-            )
-        if x.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"x is {x.dtype}, expected float32 or float64 pixels in {list(self.bounds)}")
-        if x.dim() < 2:
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected [B, ...]")
-        if torch.is_inference_mode_enabled() or x.is_inference():
-            raise ValueError(
-                "an attack needs gradients: run it, and make x, outside torch.inference_mode (no_grad is fine)"
-            )
-        if start is not None:
-            if self.restarts > 1:
-                raise ValueError(
-                    f"start was given, but restarts is {self.restarts}: every one would find the same"
-                )
-            if start.shape != x.shape or start.dtype != x.dtype or start.device != x.device:
-                raise ValueError(
-                    f"start is {start.dtype} {tuple(start.shape)} on {start.device}, "
-                    f"expected that of x, {x.dtype} {tuple(x.shape)} on {x.device}"
-                )
-
-    @staticmethod
-    def _count(peaks: Tensor) -> AttackReport:
-        """The report from the largest gradient entries [restarts, steps, B]."""
-        zero = (peaks == 0).any(0).any(0).sum()
-        nonfinite = (~peaks.isfinite()).any(0).any(0).sum()
-        return AttackReport(int(zero), int(nonfinite), peaks.shape[2])
 
 
 def pgd(

@@ -105,6 +105,7 @@ class _LanePGD(PGD):
 
     def __init__(self, model: ThreeWay, lanes: Sequence[str], **settings: Any) -> None:
         self.lanes = lanes
+        self._lanes = len(lanes)
         # Encoder -> the first lane it sees and the one after the last.
         self._seen = {}
         for encoder in "rn":
@@ -117,11 +118,10 @@ class _LanePGD(PGD):
         self, x: Tensor, y: Tensor, index: Tensor | None, seeds: Sequence[int], **sizes: Any
     ) -> Sequence[Tensor]:
         """Adversarial images of each lane."""
-        return self._attack(x, y, index, seeds, start=None, **sizes).chunk(len(self.lanes))
+        return self._attack(x, y, index, start=None, seeds=seeds, **sizes).chunk(len(self.lanes))
 
     def reports(self, batch: int) -> dict[str, AttackReport]:
-        parts = self._peaks.split(batch, dim=-1)
-        return {way: self._count(part) for way, part in zip(self.lanes, parts, strict=True)}
+        return dict(zip(self.lanes, self._log.reports(batch), strict=True))
 
     def _forward(self) -> Callable[..., Tensor]:
         model, lanes, seen = self.model, self.lanes, self._seen

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from robustfast.attacks import ATTACKS, LOSSES, PGD, AttackReport, ThreeWayPGD, pgd
+from robustfast.attacks import LOSSES, PGD, AttackReport, pgd
 from robustfast.ops import pgd_step, random_start
 from robustfast.seeds import derive
 
@@ -565,14 +565,10 @@ def test_the_function_captures_no_graph_that_it_would_throw_away(
     net: nn.Module, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines = []
-    monkeypatch.setattr(PGD, "_engine", lambda self, x: engines.append(self.engine) or "eager")
+    monkeypatch.setattr(PGD, "_uses_graph", lambda self, x, graph: bool(engines.append(self.engine)))
     pgd(net, *batch)
     pgd(net, *batch, engine="compile")
     assert engines == ["eager", "compile"]
-
-
-def test_attacks_by_name() -> None:
-    assert {"pgd": PGD, "three_way_pgd": ThreeWayPGD} == ATTACKS
 
 
 def test_an_attack_prints_its_settings(net: nn.Module) -> None:
