@@ -25,8 +25,8 @@ def uniform(
 ) -> Tensor:
     """U[0, 1) in 24 bits, the same numbers in every dtype.
 
-    Philox 4x32-10 with the key `seed` and the counter (element // 4, 3 + 4 * step, low and high word of the index); the element
-    takes word element % 4.
+    Philox 4x32-10 with the key `seed` and the counter (element // 4, 3 + 4 * step, low and high word of the index);
+    the element takes word element % 4.
 
     Args:
         index: int64 [B], each sample's number in the data set.
@@ -41,12 +41,26 @@ def uniform(
     return (_words(index, math.prod(shape), seed, step) >> 8).to(dtype).mul_(2**-24).reshape(-1, *shape)
 
 
-def signs(index: Tensor, shape: tuple[int, ...], *, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def signs(
+    index: Tensor,
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    step: int | Tensor = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """-1 or 1 with equal probability; arguments as of `uniform`."""
     return (_words(index, math.prod(shape), seed, step) >> 31).to(dtype).mul_(2).sub_(1).reshape(-1, *shape)
 
 
-def normal(index: Tensor, shape: tuple[int, ...], *, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def normal(
+    index: Tensor,
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    step: int | Tensor = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Standard normal draws by Box and Muller, in float64 and rounded once; arguments as of `uniform`."""
     count = math.prod(shape)
     pairs = (_words(index, 2 * count, seed, step).double() + 0.5) * 2**-32
