@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -108,6 +108,11 @@ class Attack(ABC):
     """Keys the draws, and names the attack in messages."""
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     """The balls it knows; empty where it is bounded otherwise (a flow, a colour map)."""
+    kind: ClassVar[Literal["single-step", "iterative", "black-box", "noise"]] = "iterative"
+    """What it knows of the model: one gradient, many, outputs alone, or nothing."""
+    minimal: ClassVar[bool] = False
+    """Whether it looks for the nearest adversarial image: eps may be None then, and where eps is given, an image that
+    was found farther away is given up for x itself."""
 
     _lanes = 1
     """Attacks that run side by side in one call."""
@@ -129,6 +134,10 @@ class Attack(ABC):
             raise ValueError(f"norm is {norm!r}, expected one of {', '.join(self.norms)} for {self.name}")
         if not bounds[0] < bounds[1]:
             raise ValueError(f"bounds are {bounds}, expected (lowest, highest) with lowest < highest")
+        if eps is None and self.norms and not self.minimal:
+            raise ValueError(
+                f"eps is None, expected a radius: {self.name} does not look for the nearest image"
+            )
         if self.norms and eps is not None and not isinstance(eps, Tensor):
             try:
                 check_radius(self.name, eps, norm, bounds)
