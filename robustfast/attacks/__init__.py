@@ -1,20 +1,32 @@
 """Attacks: adversarial images from a model, built and called alike."""
 
 from robustfast.attacks.attack import Attack, AttackReport
+from robustfast.attacks.bim import BIM
 from robustfast.attacks.config import AttackConfig
+from robustfast.attacks.fgsm import FGSM
+from robustfast.attacks.fgsm_rs import FGSMRS
 from robustfast.attacks.losses import LOSSES
+from robustfast.attacks.mim import MIM
 from robustfast.attacks.modes import eval_mode
 from robustfast.attacks.pgd import PGD, pgd
+from robustfast.attacks.pgd_c import PGDC
+from robustfast.attacks.pgd_foolbox import PGDFoolbox
 from robustfast.attacks.presets import ATTACKS, Preset
 from robustfast.attacks.three_way_pgd import ThreeWayPGD
 
 __all__ = [
     "ATTACKS",
+    "BIM",
+    "FGSM",
+    "FGSMRS",
     "LOSSES",
+    "MIM",
     "PGD",
+    "PGDC",
     "Attack",
     "AttackConfig",
     "AttackReport",
+    "PGDFoolbox",
     "Preset",
     "ThreeWayPGD",
     "eval_mode",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from robustfast.attacks.config import check_rule
 from robustfast.attacks.cuda_graph import GraphedLoop
 from robustfast.attacks.gradient import largest_entry
 from robustfast.attacks.losses import Loss
+from robustfast.attacks.until_fooled import UntilFooled
 from robustfast.ops import pgd_step, random_start
 from robustfast.seeds import derive
 
@@ -53,6 +54,8 @@ class PGD(Attack):
             buffers and parameters of a network hidden inside a lambda cannot be seen: put it into eval mode yourself.
         eps: radius of the ball in pixel units; float, or a tensor [] or [B] of the images' dtype.
         step_size: length of a step in pixel units; as eps.
+        relative_step: length of a step as a fraction of eps, instead of `step_size`, whatever eps a call gives:
+            Foolbox's rel_stepsize.
         steps: gradient steps.
         norm: "linf", "l2" or "l1".
         step: "auto", "sign", "grad" or "topq": the direction, see `robustfast.ops.pgd_step`.
@@ -63,6 +66,9 @@ class PGD(Attack):
         loss: "ce", "margin", "dlr", "kl", or a function (logits, target) -> [B]; see `robustfast.attacks.losses`.
         targeted: descend the loss towards y instead of climbing away from it.
         bounds: lowest and highest pixel value.
+        early_stop: a sample stays where the model is first seen to be fooled, as in the evaluation of
+            robust_overfitting (Rice et al. 2020): it is left out of further steps, in blocks of `until_fooled.BLOCK`,
+            and of further restarts. The same samples are fooled or more: one that a later step would lose again counts.
         batch_norm: "eval": running statistics. "batch": those of each attacked batch, buffers untouched, for recipes
             that attack in train mode; results then depend on the batch.
         seed: of every draw.
@@ -97,6 +103,8 @@ class PGD(Attack):
         batch_norm: str = "eval",
         seed: int = 0,
         engine: str = "auto",
+        relative_step: float | None = None,
+        early_stop: bool = False,
     ) -> None:
         if random_start not in (True, False, "ball", "pixel"):
             raise ValueError(f"random_start is {random_start!r}, expected True, False, 'ball' or 'pixel'")
@@ -108,14 +116,19 @@ class PGD(Attack):
             model, norm=norm, eps=eps, loss=loss, targeted=targeted, bounds=bounds, batch_norm=batch_norm, seed=seed,
             engine=engine,
         )  # fmt: skip
+        if early_stop and loss == "kl":
+            raise ValueError("early_stop needs labels to tell who is fooled, loss 'kl' takes probabilities")
         self.step_size = step_size
+        self.relative_step = relative_step
         self.steps = steps
         self.step = step
         self.q = q
         self.law = {True: "ball", False: None}.get(random_start, random_start)
         self.restarts = restarts
-        self._check_sizes(eps, step_size)
+        self.early_stop = early_stop
+        self._check_sizes(eps, step_size if relative_step is None else relative_step)
         self._graph = GraphedLoop(model, self._climb, warn=engine == "auto")
+        self._until_fooled = UntilFooled(self)
 
     def __call__(
         self,
@@ -173,6 +186,21 @@ class PGD(Attack):
         """The gradient of each part from those of the leaves."""
         return grads
 
+    # What kinds of PGD differ in.
+
+    def _state(self, x: Tensor) -> dict[str, Tensor]:
+        """Further tensors [B, ...] that a start carries from step to step, as they are before the first."""
+        return {}
+
+    def _direction(self, grad: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """What to step along; updates the state in place."""
+        return grad
+
+    def _move(self, here: Tensor, direction: Tensor, centre: Tensor, sizes: Mapping[str, Tensor]) -> None:
+        """One step of `here` in place, with the projection and the clip."""
+        rule = {"norm": self.norm, "bounds": self.bounds, "step": self.step, "q": self.q}
+        pgd_step(here, direction, centre, out=here, **sizes, **rule)
+
     def _run(
         self,
         x: Tensor,
@@ -191,7 +219,8 @@ class PGD(Attack):
         if eps is not None or step_size is not None:
             self._check_sizes(0.0 if eps is None else eps, 0.0 if step_size is None else step_size)
         eps = self.eps if eps is None else eps
-        step_size = self.step_size if step_size is None else step_size
+        if step_size is None:
+            step_size = self.step_size if self.relative_step is None else self.relative_step * eps
         seeds = seeds or [self.seed]
         lanes = len(seeds)
         sizes = {"eps": _size(eps, x, lanes), "step_size": _size(step_size, x, lanes)}
@@ -202,7 +231,7 @@ class PGD(Attack):
         x, y = _repeat(x, lanes), _repeat(y, lanes)
         x_adv = torch.empty_like(x)
         best: tuple[Tensor, Tensor, Tensor] | None = None
-        peaks = x.new_empty(self.restarts, self.steps, len(x))
+        fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for restart in range(self.restarts):
             if start is not None:
                 x_adv.copy_(_repeat(start, lanes))
@@ -213,11 +242,16 @@ class PGD(Attack):
                     rows = slice(lane * batch, (lane + 1) * batch)
                     key = derive(seed, "pgd", epoch, restart)
                     random_start(x[rows], seed=key, law=self.law, out=x_adv[rows], **starts)
-            buffers = {"x_adv": x_adv, "peaks": peaks[restart], "x": x, "target": y, **sizes}
-            self._run_loop(self._graph, buffers, batch=batch)
+            buffers = {"x_adv": x_adv, "x": x, "target": y, **sizes, **self._state(x)}
+            if self.early_stop:
+                self._until_fooled(buffers, fooled)
+            else:
+                buffers["peaks"] = x.new_empty(self.steps, len(x))
+                self._run_loop(self._graph, buffers, batch=batch)
+                self._log.add(buffers["peaks"])
             if self.restarts > 1:
                 best = self._keep_strongest(best, x_adv, y, batch)
-        self._log.add(peaks)
+                fooled |= best[2]
         return x_adv if best is None else best[0]
 
     def _climb(
@@ -230,15 +264,16 @@ class PGD(Attack):
         step_size: Tensor,
         *,
         batch: int,
+        **state: Tensor,
     ) -> None:
         """All steps of one start, in place on `x_adv` [B, ...]; `peaks` [steps, B] gets each gradient's largest."""
-        rule = {"norm": self.norm, "bounds": self.bounds, "step": self.step, "q": self.q}
         spans = [x_adv[span] for span in self._spans(batch)]
         parts = [
             (
                 x_adv[rows],
                 x[rows],
                 {"eps": _rows(eps, rows), "step_size": _rows(step_size, rows)},
+                {name: value[rows] for name, value in state.items()},
                 peaks[:, rows],
             )
             for rows in self._parts(batch)
@@ -247,9 +282,9 @@ class PGD(Attack):
             # A fresh alias as the leaf of this step's graph: the step may then write x_adv, which autograd never saw.
             leaves = [span.detach().requires_grad_() for span in spans]
             grads = self._gradients(self._gradient(leaves, target), batch)
-            for grad, (here, centre, sizes, peak) in zip(grads, parts, strict=True):
+            for grad, (here, centre, sizes, own, peak) in zip(grads, parts, strict=True):
                 largest_entry(grad, out=peak[step])
-                pgd_step(here, grad, centre, out=here, **sizes, **rule)
+                self._move(here, self._direction(grad, own), centre, sizes)
 
     def _keep_strongest(
         self, best: tuple[Tensor, Tensor, Tensor] | None, x_adv: Tensor, target: Tensor, batch: int

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robustfast.attacks.attack import Attack
+from robustfast.attacks.bim import BIM
+from robustfast.attacks.fgsm import FGSM
+from robustfast.attacks.fgsm_rs import FGSMRS
+from robustfast.attacks.mim import MIM
 from robustfast.attacks.pgd import PGD
+from robustfast.attacks.pgd_c import PGDC
+from robustfast.attacks.pgd_foolbox import PGDFoolbox
 
 __all__ = ["ATTACKS", "Preset"]
 
@@ -30,6 +36,14 @@ class Preset:
 
 
 ATTACKS: dict[str, Preset] = {
-    "pgd": Preset(PGD),
+    "fgsm": Preset(FGSM),
+    "fgsm-rs": Preset(FGSMRS),
+    # A quarter of eps is 2/255 at 8/255; a length in pixels would be too short for any larger ball.
+    "bim": Preset(BIM, {"relative_step": 0.25}),
+    "pgd": Preset(PGD, {"relative_step": 0.25}),
+    "pgd-y": Preset(PGD, {"relative_step": 0.25, "step": "sign", "random_start": "pixel"}),
+    "pgd-c": Preset(PGDC),
+    "pgd-foolbox": Preset(PGDFoolbox),
+    "mim": Preset(MIM, {"relative_step": 0.1, "steps": 40}),
 }
 """Attack name to what builds it; each is built from a model and keywords and called with images and labels."""

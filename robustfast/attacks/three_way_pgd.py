@@ -58,7 +58,9 @@ class ThreeWayPGD:
             )
         self.model = model
         self.ways = ways
-        self.batched = batched if not by_batch else False
+        if batched is True and settings.get("early_stop"):
+            raise ValueError("early_stop leaves other samples out of each way's steps; use batched=False")
+        self.batched = False if by_batch or settings.get("early_stop") else batched
         seed = settings.pop("seed", 0)
         self._seeds = {way: derive(seed, way) for way in ways}
         self._separate = {way: PGD(model.way(way), seed=self._seeds[way], **settings) for way in ways}
