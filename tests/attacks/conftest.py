@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from robustfast.attacks import cuda_graph
+
 
 def build(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """Images [B, 3, 8, 8] -> logits [B, 5], with batch norm whose statistics are not the defaults, and dropout."""
@@ -69,3 +71,24 @@ def batch() -> tuple[Tensor, Tensor]:
     """Images [8, 3, 8, 8] in [0, 1] and labels [8]. Eight: a mean over them scales gradients exactly."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(8, 3, 8, 8, generator=generator), torch.randint(0, 5, (8,), generator=generator)
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Capturing without a GPU: the shapes captured, in order. A replay runs the loop on the values of the call."""
+    shapes = []
+
+    def capture(
+        loop: Callable[..., None], first: dict[str, Any], keywords: dict[str, Any], memory: object
+    ) -> Callable[..., Any]:
+        shapes.append(tuple(first["x"].shape))
+
+        def replay(values: dict[str, Any]) -> dict[str, Any]:
+            static = {name: value.clone() for name, value in values.items()}
+            loop(**static, **keywords)
+            return static
+
+        return replay
+
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+    return shapes

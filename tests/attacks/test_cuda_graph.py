@@ -35,27 +35,6 @@ def buffers(batch: int = 4, eps: float = 0.5, dtype: torch.dtype = torch.float32
     return {"x_adv": x.clone(), "peaks": torch.zeros(2, batch), "x": x, "eps": torch.tensor(eps, dtype=dtype)}
 
 
-@pytest.fixture
-def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Capturing without a GPU: the shapes captured, in order. A replay runs the loop on the values of the call."""
-    shapes = []
-
-    def capture(
-        loop: Callable[..., None], first: dict[str, Any], keywords: dict[str, Any], memory: object
-    ) -> Callable[..., Any]:
-        shapes.append(tuple(first["x"].shape))
-
-        def replay(values: dict[str, Any]) -> dict[str, Any]:
-            static = {name: value.clone() for name, value in values.items()}
-            loop(**static, **keywords)
-            return static
-
-        return replay
-
-    monkeypatch.setattr(cuda_graph, "capture", capture)
-    return shapes
-
-
 def test_a_loop_is_captured_once_and_replayed(captures: list[Any]) -> None:
     graphed = GraphedLoop(nn.Linear(3, 3), loop, warn=False)
     for eps in (0.5, 0.25):
