@@ -217,6 +217,20 @@ def test_the_graph_is_the_eager_loop(
     assert len(captures) == first, "the second call replays what the first has captured"
 
 
+@pytest.mark.gpu
+@by_name_and_norm
+def test_on_a_gpu_the_graph_is_the_eager_loop(name: str, norm: str | None) -> None:
+    net, (x, y) = network().cuda().eval(), images(5)
+    x, y = x.cuda(), y.cuda()
+    y = net(x).argmax(1)
+    eager = build(name, norm, net, engine="eager")
+    expected = run(eager, x, y)
+    attack = build(name, norm, net, engine="auto" if name in NO_LOOP else "graph")
+    for _ in range(2):
+        assert torch.equal(run(attack, x, y), expected)
+        assert attack.report == eager.report
+
+
 def test_the_attacks_that_no_graph_holds_are_known(
     captures: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

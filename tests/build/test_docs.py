@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustfast.attacks import ATTACKS as SUITE
 from robustfast.evaluation.attacks import ATTACKS
 from robustfast.training.presets import PRESETS
 
@@ -103,3 +104,10 @@ def test_flags_of_the_command_line_page_exist() -> None:
 def test_the_command_line_page_names_every_preset_of_attacks() -> None:
     text = (ROOT / "docs" / "command-line.md").read_text()
     assert not [name for name in ATTACKS if f"`{name}`" not in text]
+
+
+def test_the_page_of_attacks_names_every_attack_and_no_other() -> None:
+    table = re.findall(
+        r"^\| `([\w-]+)` \| `(\w+)` \|", (ROOT / "docs" / "attacks.md").read_text(), re.MULTILINE
+    )
+    assert dict(table) == {name: preset.attack.__name__ for name, preset in SUITE.items()}
