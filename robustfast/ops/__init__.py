@@ -3,6 +3,7 @@
 from robustfast.ops.asymmetric_cross_entropy import asymmetric_cross_entropy
 from robustfast.ops.augment import augment
 from robustfast.ops.backend import OPS, backends, prepare, use_backend
+from robustfast.ops.fab_projection import fab_projection
 from robustfast.ops.pgd_step import pgd_step
 from robustfast.ops.random_start import random_start
 from robustfast.ops.three_way_head import three_way_head
@@ -12,6 +13,7 @@ __all__ = [
     "asymmetric_cross_entropy",
     "augment",
     "backends",
+    "fab_projection",
     "pgd_step",
     "random_start",
     "three_way_head",
