@@ -28,10 +28,10 @@ def check_pixels(op: str, x: Tensor) -> None:
     raise TypeError(f"{message} pixels in [0, 1]" + (": divide by 255" if x.dtype == torch.uint8 else ""))
 
 
-def check_writable(op: str, out: Tensor) -> None:
+def check_writable(op: str, out: Tensor, name: str = "out") -> None:
     """Raises ValueError for an expanded tensor, several of whose elements are one place in memory."""
     if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
         raise ValueError(
-            f"{op}: out of shape {tuple(out.shape)} is expanded (strides {tuple(out.stride())}), expected a place in "
-            f"memory for each element: out.contiguous()"
+            f"{op}: {name} of shape {tuple(out.shape)} is expanded (strides {tuple(out.stride())}), expected a place "
+            f"in memory for each element: {name}.contiguous()"
         )
