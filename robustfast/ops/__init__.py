@@ -1,5 +1,7 @@
 """Fused ops: one public function each, on four backends that agree with the reference."""
 
+from robustfast.ops.apgd_step import apgd_step
+from robustfast.ops.apgd_track import apgd_track
 from robustfast.ops.asymmetric_cross_entropy import asymmetric_cross_entropy
 from robustfast.ops.augment import augment
 from robustfast.ops.backend import OPS, backends, prepare, use_backend
@@ -10,6 +12,8 @@ from robustfast.ops.three_way_head import three_way_head
 
 __all__ = [
     "OPS",
+    "apgd_step",
+    "apgd_track",
     "asymmetric_cross_entropy",
     "augment",
     "backends",
