@@ -1,0 +1,42 @@
+"""The classes of torchattacks 3.5.1: ``from robustfast.attacks.compat import torchattacks``."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from robustfast.attacks.compat.model import unsupported
+from robustfast.attacks.compat.torchattacks import attack
+from robustfast.attacks.compat.torchattacks.attack import Attack
+from robustfast.attacks.compat.torchattacks.gradient_sign import (
+    BIM,
+    EOTPGD,
+    FFGSM,
+    FGSM,
+    MIFGSM,
+    PGD,
+    PGDL2,
+    RFGSM,
+    TPGD,
+)
+from robustfast.attacks.compat.torchattacks.plain import GN, VANILA, MultiAttack
+
+__all__ = [
+    "BIM",
+    "EOTPGD",
+    "FFGSM",
+    "FGSM",
+    "GN",
+    "MIFGSM",
+    "PGD",
+    "PGDL2",
+    "RFGSM",
+    "TPGD",
+    "VANILA",
+    "Attack",
+    "MultiAttack",
+    "attack",
+]
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise unsupported("torchattacks", name)
