@@ -12,6 +12,7 @@ from robustfast.attacks.pgd import PGD, pgd
 from robustfast.attacks.pgd_c import PGDC
 from robustfast.attacks.pgd_foolbox import PGDFoolbox
 from robustfast.attacks.presets import ATTACKS, Preset
+from robustfast.attacks.square import Square
 from robustfast.attacks.three_way_pgd import ThreeWayPGD
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "AttackReport",
     "PGDFoolbox",
     "Preset",
+    "Square",
     "ThreeWayPGD",
     "eval_mode",
     "pgd",

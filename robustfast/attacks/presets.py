@@ -14,6 +14,7 @@ from robustfast.attacks.mim import MIM
 from robustfast.attacks.pgd import PGD
 from robustfast.attacks.pgd_c import PGDC
 from robustfast.attacks.pgd_foolbox import PGDFoolbox
+from robustfast.attacks.square import Square
 
 __all__ = ["ATTACKS", "Preset"]
 
@@ -45,5 +46,6 @@ ATTACKS: dict[str, Preset] = {
     "pgd-c": Preset(PGDC),
     "pgd-foolbox": Preset(PGDFoolbox),
     "mim": Preset(MIM, {"relative_step": 0.1, "steps": 40}),
+    "square": Preset(Square),
 }
 """Attack name to what builds it; each is built from a model and keywords and called with images and labels."""
