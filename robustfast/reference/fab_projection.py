@@ -43,7 +43,7 @@ def fab_projection(x: Tensor, w: Tensor, b: Tensor, *, norm: str, bounds: tuple[
 
 
 def _multiplier(speed: Tensor, slope: Tensor, room: Tensor, gap: Tensor) -> Tensor:
-    """The m with sum(slope * min(m * speed, room)) = gap: entries hit their walls at m = room / speed, in that order."""
+    """The m with sum(slope * min(m * speed, room)) = gap: entries hit their walls at m = room / speed, in turn."""
     wall, order = torch.where(speed > 0, room / speed, torch.inf).sort(1)
     reach = (slope * room).gather(1, order)
     before = reach.cumsum(1) - reach
