@@ -2,24 +2,33 @@
 
 from robustfast.attacks.attack import Attack, AttackReport
 from robustfast.attacks.bim import BIM
+from robustfast.attacks.carlini_wagner import CarliniWagner
 from robustfast.attacks.config import AttackConfig
+from robustfast.attacks.ddn import DDN
+from robustfast.attacks.deepfool import DeepFool
 from robustfast.attacks.fgsm import FGSM
 from robustfast.attacks.fgsm_rs import FGSMRS
+from robustfast.attacks.jpeg import JPEG
 from robustfast.attacks.losses import LOSSES
+from robustfast.attacks.margin_pgd import MarginPGD
 from robustfast.attacks.mim import MIM
 from robustfast.attacks.modes import eval_mode
 from robustfast.attacks.pgd import PGD, pgd
 from robustfast.attacks.pgd_c import PGDC
 from robustfast.attacks.pgd_foolbox import PGDFoolbox
 from robustfast.attacks.presets import ATTACKS, Preset
+from robustfast.attacks.recolor import ReColorAdv
 from robustfast.attacks.square import Square
+from robustfast.attacks.stadv import StAdv
 from robustfast.attacks.three_way_pgd import ThreeWayPGD
 
 __all__ = [
     "ATTACKS",
     "BIM",
+    "DDN",
     "FGSM",
     "FGSMRS",
+    "JPEG",
     "LOSSES",
     "MIM",
     "PGD",
@@ -27,9 +36,14 @@ __all__ = [
     "Attack",
     "AttackConfig",
     "AttackReport",
+    "CarliniWagner",
+    "DeepFool",
+    "MarginPGD",
     "PGDFoolbox",
     "Preset",
+    "ReColorAdv",
     "Square",
+    "StAdv",
     "ThreeWayPGD",
     "eval_mode",
     "pgd",

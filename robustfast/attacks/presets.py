@@ -8,13 +8,20 @@ from typing import Any
 
 from robustfast.attacks.attack import Attack
 from robustfast.attacks.bim import BIM
+from robustfast.attacks.carlini_wagner import CarliniWagner
+from robustfast.attacks.ddn import DDN
+from robustfast.attacks.deepfool import DeepFool
 from robustfast.attacks.fgsm import FGSM
 from robustfast.attacks.fgsm_rs import FGSMRS
+from robustfast.attacks.jpeg import JPEG
+from robustfast.attacks.margin_pgd import MarginPGD
 from robustfast.attacks.mim import MIM
 from robustfast.attacks.pgd import PGD
 from robustfast.attacks.pgd_c import PGDC
 from robustfast.attacks.pgd_foolbox import PGDFoolbox
+from robustfast.attacks.recolor import ReColorAdv
 from robustfast.attacks.square import Square
+from robustfast.attacks.stadv import StAdv
 
 __all__ = ["ATTACKS", "Preset"]
 
@@ -47,5 +54,12 @@ ATTACKS: dict[str, Preset] = {
     "pgd-foolbox": Preset(PGDFoolbox),
     "mim": Preset(MIM, {"relative_step": 0.1, "steps": 40}),
     "square": Preset(Square),
+    "cw-l2": Preset(CarliniWagner),
+    "cw-pgd": Preset(MarginPGD, {"relative_step": 0.25}),
+    "ddn": Preset(DDN),
+    "deepfool": Preset(DeepFool),
+    "stadv": Preset(StAdv),
+    "jpeg": Preset(JPEG),
+    "recolor": Preset(ReColorAdv),
 }
 """Attack name to what builds it; each is built from a model and keywords and called with images and labels."""
