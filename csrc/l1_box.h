@@ -17,24 +17,28 @@ struct L1Parts {
 };
 
 // An entry seen from x: how far away it is, and how far it may go before the wall on its side.
+template <typename T>
 struct L1Entry {
-  double size, room;
+  T size, room;
 };
 
+// Picks between values, never between computations, which would be branches: the compiler makes vectors of it.
 template <typename T>
-C10_HOST_DEVICE inline L1Entry l1_entry(T x_adv, T x, Bounds<T> b) {
+C10_HOST_DEVICE inline L1Entry<T> l1_entry(T x_adv, T x, Bounds<T> b) {
   const T delta = x_adv - x;
-  const double size = delta < T(0) ? -static_cast<double>(delta) : static_cast<double>(delta);
-  const double room = static_cast<double>(delta > T(0) ? b.hi - x : x - b.lo);
-  // NaN compares false to everything, and counts as x itself.
-  return {size > 0 ? (size < kL1Reach ? size : kL1Reach) : 0.0, room > 0 ? room : 0.0};
+  const T room = (delta > T(0) ? b.hi : x) - (delta > T(0) ? x : b.lo);
+  T size = delta < T(0) ? -delta : delta;
+  size = size > T(0) ? size : T(0);  // NaN compares false to everything, and counts as x itself
+  size = size < T(kL1Reach) ? size : T(kL1Reach);
+  return {size, room > T(0) ? room : T(0)};
 }
 
-// Written without branches, so that the compiler makes vectors of it.
-C10_HOST_DEVICE inline L1Parts l1_parts(L1Entry e, double tau) {
-  const bool at_wall = e.size - e.room >= tau;
-  const bool moving = e.size > tau && !at_wall;
-  return {moving ? e.size : 0.0, moving ? 1.0 : 0.0, at_wall ? e.room : 0.0};
+template <typename T>
+C10_HOST_DEVICE inline L1Parts l1_parts(L1Entry<T> e, double tau) {
+  const double size = static_cast<double>(e.size), room = static_cast<double>(e.room);
+  const bool at_wall = size - room >= tau;
+  const bool moving = size > tau && !at_wall;
+  return {moving ? size : 0.0, moving ? 1.0 : 0.0, at_wall ? room : 0.0};
 }
 
 // tau with phi(tau) = eps, 0 where the row lies in the ball already. parts(tau) gives the row's L1Parts, `largest` is
@@ -67,14 +71,22 @@ C10_HOST_DEVICE inline double l1_threshold(double eps, double largest, const Par
   return tau;
 }
 
-// The entry of the projection, for the tau of its row.
+// The entry of the projection, where tau is 0: a row that lies in the ball stays as it is.
+template <typename T>
+C10_HOST_DEVICE inline T l1_keep(T x_adv, T x, Bounds<T> b) {
+  return clamp(x_adv == x_adv ? x_adv : x, b.lo, b.hi);
+}
+
+// The same where tau is above 0; `size` is the entry's.
+template <typename T>
+C10_HOST_DEVICE inline T l1_shrink(T x_adv, T x, T size, double tau, Bounds<T> b) {
+  const T cut = static_cast<T>(static_cast<double>(size) - tau), shrunk = cut > T(0) ? cut : T(0);
+  return clamp(x + (x_adv < x ? -shrunk : shrunk), b.lo, b.hi);
+}
+
 template <typename T>
 C10_HOST_DEVICE inline T l1_project(T x_adv, T x, double tau, Bounds<T> b) {
-  if (tau == 0) return clamp(x_adv == x_adv ? x_adv : x, b.lo, b.hi);
-  const T delta = x_adv - x;
-  const double size = l1_entry(x_adv, x, b).size - tau;
-  const double shrunk = size > 0 ? size : 0.0;
-  return clamp(x + static_cast<T>(delta < T(0) ? -shrunk : shrunk), b.lo, b.hi);
+  return tau == 0 ? l1_keep(x_adv, x, b) : l1_shrink(x_adv, x, l1_entry(x_adv, x, b).size, tau, b);
 }
 
 }  // namespace robustfast
