@@ -67,6 +67,28 @@ def record() -> type[Record]:
 
 
 @pytest.fixture
+def visits() -> Callable[..., list[Tensor]]:
+    """Calls an attack and returns every batch of images the network was run on, one repeated at once only once."""
+
+    def run(net: nn.Module, call: Callable[[], object]) -> list[Tensor]:
+        seen: list[Tensor] = []
+
+        def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            images = args[0].detach().clone()
+            if not (seen and seen[-1].shape == images.shape and torch.equal(seen[-1], images)):
+                seen.append(images)
+
+        handle = net.register_forward_pre_hook(look)
+        try:
+            call()
+        finally:
+            handle.remove()
+        return seen
+
+    return run
+
+
+@pytest.fixture
 def batch() -> tuple[Tensor, Tensor]:
     """Images [8, 3, 8, 8] in [0, 1] and labels [8]. Eight: a mean over them scales gradients exactly."""
     generator = torch.Generator().manual_seed(1)
