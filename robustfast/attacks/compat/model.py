@@ -47,9 +47,9 @@ class Through:
 def as_it_is(model: Model) -> Iterator[Model]:
     """The model in the mode it is in, for peers that never touch it, with its buffers left alone.
 
-    Yields what to attack. Batch norms in train mode go on using the statistics of the batch, as the peers' do, but their
-    running statistics stay as they are, which the peers' do not. Dropout in train mode is on, and draws from torch's
-    global generator.
+    Yields what to attack. Batch norms in train mode go on using the statistics of the batch, as the peers' do, but
+    their running statistics stay as they are, which the peers' do not. Dropout in train mode is on, and draws from
+    torch's global generator.
     """
     module = module_of(model)
     parts = [] if module is None else [part for part in module.modules() if part.training]

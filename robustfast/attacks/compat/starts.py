@@ -28,7 +28,7 @@ def sphere_by_radius(x: Tensor, key: int) -> Tensor:
 
 
 def box_then_ball(x: Tensor, eps: float | Tensor, bounds: tuple[float, float], key: int) -> Tensor:
-    """A uniform point of the box, pulled into the l2 ball around x: advertorch's l2 start, nearly always on its edge."""
+    """A uniform point of the box, pulled into the l2 ball around x: the l2 start of advertorch, mostly on its edge."""
     lo, hi = bounds
     index = torch.arange(len(x), device=x.device)
     draws = uniform(index, tuple(x.shape[1:]), seed=key, dtype=x.dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from robustfast.attacks.attack import Attack as OurAttack
+from robustfast import attacks
 from robustfast.attacks.compat.model import Attacks, Through, as_it_is, device_of, fresh_key
 from robustfast.attacks.modes import eval_mode, module_of
 
@@ -83,7 +83,7 @@ class Attack:
         return self._model()(inputs)
 
     def run(
-        self, kind: Callable[..., OurAttack], images: Tensor, labels: Tensor, *, key: int | None = None,
+        self, kind: Callable[..., attacks.Attack], images: Tensor, labels: Tensor, *, key: int | None = None,
         start: Tensor | None = None, **settings: Any,
     ) -> Tensor:  # fmt: skip
         """Attack by one of `robustfast.attacks`; `key` None: draws keyed anew by each call."""

@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustfast import attacks
 from robustfast.attacks.compat.averaged import Averaged
 from robustfast.attacks.compat.model import fresh_key
 from robustfast.attacks.compat.starts import noise, sphere_by_radius
 from robustfast.attacks.compat.torchattacks.attack import Attack
 from robustfast.attacks.draws import signs
-from robustfast.attacks.fgsm import FGSM as OurFGSM
-from robustfast.attacks.mim import MIM
-from robustfast.attacks.pgd import PGD as OurPGD
 
 __all__ = ["BIM", "EOTPGD", "FFGSM", "FGSM", "MIFGSM", "PGD", "PGDL2", "RFGSM", "TPGD"]
 
@@ -44,7 +42,7 @@ class _Climb(Attack):
         )
 
     def _kind(self) -> Any:
-        return OurPGD
+        return attacks.PGD
 
     def _settings(self) -> dict[str, Any]:
         random = self._draws()
@@ -74,7 +72,7 @@ class FGSM(Attack):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         images, labels = self.on_device(images, labels)
-        return self.run(OurFGSM, images, key=0, eps=self.eps, **self._goal(images, labels))
+        return self.run(attacks.FGSM, images, key=0, eps=self.eps, **self._goal(images, labels))
 
 
 class FFGSM(_Climb):
@@ -184,7 +182,7 @@ class TPGD(_Climb):
             wanted = self.get_logits(images).softmax(1)
         key = fresh_key()
         start = (images + 0.001 * noise(images, key)).clamp(0, 1)
-        return self.run(OurPGD, images, wanted, key=key, start=start, loss="kl", **self._settings())
+        return self.run(attacks.PGD, images, wanted, key=key, start=start, loss="kl", **self._settings())
 
 
 class MIFGSM(_Climb):
@@ -201,7 +199,7 @@ class MIFGSM(_Climb):
         self.decay = decay
 
     def _kind(self) -> Any:
-        return MIM
+        return attacks.MIM
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "decay": self.decay}
