@@ -6,6 +6,7 @@ from robustfast.ops.asymmetric_cross_entropy import asymmetric_cross_entropy
 from robustfast.ops.augment import augment
 from robustfast.ops.backend import OPS, backends, prepare, use_backend
 from robustfast.ops.fab_projection import fab_projection
+from robustfast.ops.l1_projection import l1_projection
 from robustfast.ops.pgd_step import pgd_step
 from robustfast.ops.random_start import random_start
 from robustfast.ops.three_way_head import three_way_head
@@ -18,6 +19,7 @@ __all__ = [
     "augment",
     "backends",
     "fab_projection",
+    "l1_projection",
     "pgd_step",
     "random_start",
     "three_way_head",
