@@ -1,4 +1,4 @@
-"""Evaluate a run by a paper's protocol: ``python -m robustfast.evaluate RUN``."""
+"""Evaluate a run or any model: a paper's protocol, or curves over eps. ``python -m robustfast.evaluate RUN``."""
 
 import sys
 from collections.abc import Sequence
@@ -9,10 +9,17 @@ from typing import Annotated, Literal
 
 import tyro
 
+from robustfast.attacks import ATTACKS
 from robustfast.command_line import main_wrapper, parse
 from robustfast.distributed import World
+from robustfast.errors import UserError
 from robustfast.evaluation.aat import evaluate_run
-from robustfast.evaluation.attacks import ATTACKS, EvaluationAttack, attacks_for
+from robustfast.evaluation.attack_names import NORMS, parse_all
+from robustfast.evaluation.attacks import ATTACKS as PRESETS
+from robustfast.evaluation.attacks import EvaluationAttack, attacks_for
+from robustfast.evaluation.grids import checked_grid, grid, standard_eps
+from robustfast.evaluation.subject import Subject, model_subject, run_subject
+from robustfast.evaluation.sweep import SweepAttack, SweepSettings, sweep
 from robustfast.ops.backend import configured_backend
 from robustfast.together import together
 from robustfast.training.run_folder import RunFolder
@@ -20,6 +27,9 @@ from robustfast.training.run_folder import RunFolder
 __all__ = ["main"]
 
 PROG = "python -m robustfast.evaluate"
+
+DEFAULT_ATTACKS = ("apgd-ce",)
+"""What a sweep attacks with where no attack is named."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +56,49 @@ class AttackFlags:
 class Arguments:
     """What the command line can say."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
-    protocol: Literal["aat"] = "aat"
-    """Whose tables: aat is natural accuracy, attacks on each way and on the standard way, detection."""
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Run folder; leave it out with --model."""
+    protocol: Literal["auto", "aat", "sweep", "autoattack"] = "auto"
+    """aat: three ways, detection, the AAT paper's tables. sweep: accuracy against eps under any attacks. autoattack:
+    AutoAttack's standard version at the data set's usual eps. auto is sweep where --model, --eps or another attack than
+    the presets of aat is given, else aat."""
     attacks: tuple[str, ...] = ()
-    """Attack presets; the first one leads the file. Without them the data set's own."""
+    """Presets of the aat protocol, the first one leads the file; or any attacks, as NAME, NAMESTEPS, NAME-NORM
+    (pgd20-l2). Without them the data set's own; a sweep takes apgd-ce."""
     attack: AttackFlags = field(default_factory=AttackFlags)
-    """One attack by its fields."""
+    """One attack of the aat protocol by its fields."""
+    eps: tuple[float, ...] = ()
+    """Radii of a sweep, of every attack; without them the usual ones of the data set and norm."""
+    eps_l2: tuple[float, ...] = ()
+    """Radii of its l2 attacks, instead of --eps."""
+    eps_l1: tuple[float, ...] = ()
+    """Radii of its l1 attacks, instead of --eps."""
+    eps_own: tuple[float, ...] = ()
+    """Radii of its attacks with bounds of their own (stadv, jpeg, recolor); without them the bound each has."""
+    way: Literal["s", "r", "n"] | None = None
+    """Way of a run that is swept; without it the robust one where it was trained."""
+    model: str | None = None
+    """module:function (or file.py:function) that returns a model of pixels in [0, 1], instead of a run."""
+    model_args: tuple[str, ...] = ()
+    """Arguments of that function, as name=value."""
+    dataset: str | None = None
+    """Data set of --model."""
+    num_classes: int | None = None
+    """Logits of --model where they are not as many as the data set has classes."""
+    image_size: int | None = None
+    """Side to which image files are resized for --model."""
+    out: Path | None = None
+    """Folder for the numbers and figures of a sweep; a run has its own."""
+    eot: int = 1
+    """Passes over which a randomised model's gradients are averaged; above 1, AutoAttack's version is rand."""
+    monotone: bool = False
+    """Count an image that is fooled at one eps as fooled at all larger ones, and do not attack it again."""
+    minimal: Literal["distance", "clip"] = "distance"
+    """Judge attacks that look for the nearest image by how far it lies, or by pulling it into the ball (Foolbox)."""
+    probes: bool = True
+    """Look for masked gradients with short attacks of their own."""
+    seed: int = 0
+    """Seed of a sweep's draws."""
     images: int | None = None
     """Test images, spread evenly over the split; all without it."""
     checkpoint: Literal["last", "best"] = "last"
@@ -69,35 +114,159 @@ class Arguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluate the run that the arguments name.
+    """Evaluate what the arguments name.
 
     Raises:
-        UserError: a mistake in the arguments, the run or the data.
+        UserError: a mistake in the arguments, the run, the model or the data.
     """
     arguments = parse(
         Arguments,
         argv,
         prog=PROG,
-        description=f"Evaluate a run and print the paper's tables. Attack presets: {', '.join(ATTACKS)}.",
+        description="Evaluate a run, or any model with --model: a paper's tables, or accuracy curves over eps. "
+        f"Presets of the aat protocol: {', '.join(PRESETS)}. Attacks: {', '.join(ATTACKS)}.",
     )
+    with World.joined(arguments.device) as world, ExitStack() as stack:
+        protocol = together(world, lambda: _protocol(arguments))
+        together(world, lambda: stack.enter_context(configured_backend(arguments.backend)))
+        if protocol == "aat":
+            _aat(arguments, world)
+        else:
+            _sweep(arguments, protocol, world)
+
+
+def _protocol(arguments: Arguments) -> str:
+    """The protocol that is meant, once the flags are known to go together."""
+    if (arguments.run is None) == (arguments.model is None):
+        raise UserError(f"expected a run folder or --model module:function: {PROG} RUN")
+    named = parse_all(arguments.attacks)
+    other = [attack.name for attack in named if attack.name not in PRESETS]
+    changed = [name for name, value in asdict(arguments.attack).items() if value is not None]
+    for_sweeps = [name for name in SWEEP_FLAGS if getattr(arguments, name) != getattr(Arguments, name, None)]
+    chosen = arguments.protocol
+    if chosen == "auto":
+        chosen = "sweep" if for_sweeps or other else "aat"
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in for_sweeps)
+    if chosen == "aat":
+        if flags:
+            raise UserError(f"{flags}: for --protocol sweep, not aat")
+        if other:
+            raise UserError(
+                f"--protocol aat attacks with its presets ({', '.join(PRESETS)}), not with {', '.join(other)}; "
+                f"leave --protocol out for a sweep"
+            )
+    elif changed:
+        fields = ", ".join(f"--attack.{name.replace('_', '-')}" for name in changed)
+        raise UserError(f"{fields}: changes a preset of --protocol aat; in a sweep write pgd20-l2 and --eps")
+    if arguments.model is None:
+        alone = [name for name in MODEL_FLAGS if getattr(arguments, name) not in (None, ())]
+        if alone:
+            raise UserError(f"--{alone[0].replace('_', '-')} goes with --model; a run knows its own")
+    elif arguments.way is not None or arguments.checkpoint != "last":
+        raise UserError(f"--{'way' if arguments.way else 'checkpoint'} goes with a run, not with --model")
+    return chosen
+
+
+SWEEP_FLAGS = (
+    "eps",
+    "eps_l2",
+    "eps_l1",
+    "eps_own",
+    "way",
+    "model",
+    "out",
+    "eot",
+    "monotone",
+    "minimal",
+    "probes",
+    "seed",
+)
+MODEL_FLAGS = ("model_args", "dataset", "num_classes", "image_size")
+
+
+def _aat(arguments: Arguments, world: World) -> None:
+    run = arguments.run
+    assert run is not None
 
     def chosen() -> tuple[EvaluationAttack, ...]:
-        dataset = RunFolder.open(arguments.run).config.dataset
-        return attacks_for(dataset, arguments.attacks, **asdict(arguments.attack))
+        return attacks_for(RunFolder.open(run).config.dataset, arguments.attacks, **asdict(arguments.attack))
 
-    with World.joined(arguments.device) as world, ExitStack() as stack:
-        attacks = together(world, chosen)
-        together(world, lambda: stack.enter_context(configured_backend(arguments.backend)))
-        evaluate_run(
-            arguments.run,
-            attacks,
-            images=arguments.images,
-            checkpoint=arguments.checkpoint,
-            device=arguments.device,
-            batch_size=arguments.batch_size,
-            data_dir=arguments.data_dir,
-            world=world,
+    evaluate_run(
+        run,
+        together(world, chosen),
+        images=arguments.images,
+        checkpoint=arguments.checkpoint,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+        data_dir=arguments.data_dir,
+        world=world,
+    )
+
+
+def _sweep(arguments: Arguments, protocol: str, world: World) -> None:
+    where = {
+        "images": arguments.images,
+        "device": arguments.device,
+        "batch_size": arguments.batch_size,
+        "data_dir": arguments.data_dir,
+    }
+
+    def subject() -> Subject:
+        if arguments.run is not None:
+            return run_subject(arguments.run, way=arguments.way, checkpoint=arguments.checkpoint, **where)
+        if arguments.out is None:
+            raise UserError(f"--model {arguments.model}: say where its numbers go with --out FOLDER")
+        return model_subject(
+            arguments.model or "",
+            arguments.model_args,
+            dataset=arguments.dataset,
+            num_classes=arguments.num_classes,
+            image_size=arguments.image_size,
+            **where,
         )
+
+    # What another process trained is on the disk.
+    world.barrier()
+    found = together(world, subject)
+    settings = together(
+        world,
+        lambda: SweepSettings(
+            arguments.seed, arguments.eot, arguments.monotone, arguments.minimal, arguments.probes
+        ),
+    )
+    attacks = together(world, lambda: _attacks(arguments, protocol, found.dataset))
+    sweep(found, attacks, settings, protocol=protocol, out=arguments.out, world=world)
+
+
+def _attacks(arguments: Arguments, protocol: str, dataset: str) -> list[SweepAttack]:
+    """The attacks of a sweep with their radii."""
+    names = arguments.attacks or (("autoattack",) if protocol == "autoattack" else DEFAULT_ATTACKS)
+    named = parse_all(names)
+    given = {
+        "linf": arguments.eps,
+        "l2": arguments.eps_l2 or arguments.eps,
+        "l1": arguments.eps_l1 or arguments.eps,
+    }
+    found = []
+    for attack in named:
+        if protocol == "autoattack" and attack.attack != "autoattack":
+            raise UserError(
+                f"--protocol autoattack runs autoattack, not {attack.name}; take --protocol sweep"
+            )
+        radii = given.get(attack.norm, arguments.eps_own)
+        named_flag = f"--eps-{attack.norm if attack.norm in NORMS else 'own'}"
+        flag = "--eps" if radii is arguments.eps else named_flag
+        if radii:
+            eps = checked_grid(flag, radii, [attack.norm])
+        elif attack.norm not in NORMS:
+            eps = (0.0, attack.own_eps or 0.0)
+        elif protocol == "autoattack":
+            eps = (0.0, standard_eps(dataset, attack.norm))
+        else:
+            eps = grid(dataset, attack.norm)
+        rand = {"version": "rand"} if arguments.eot > 1 and attack.attack == "autoattack" else {}
+        found.append(SweepAttack(attack, eps, rand))
+    return found
 
 
 if __name__ == "__main__":

@@ -6,15 +6,12 @@ Source: AAT sections 2.4, 2.5 and 3.1, appendix C. Numbers in `robustfast.evalua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import Tensor
 
 import robustfast
@@ -26,6 +23,7 @@ from robustfast.evaluation.curves import held_out_curves
 from robustfast.evaluation.document import assemble, write
 from robustfast.evaluation.metrics import accuracy, detection, dia
 from robustfast.evaluation.predictions import Predictions, predict
+from robustfast.evaluation.progress import attack_bar
 from robustfast.evaluation.tables import accuracy_table, detection_table
 from robustfast.objectives import OBJECTIVES
 from robustfast.registry import lookup
@@ -126,8 +124,8 @@ def evaluate_run(
     batches = islice(source.batches(0, start=part.start), len(part))
     # The bar is that of the first process, whose part begins with the first image.
     shown = min(part.stop * source.batch_size, len(chosen)) * len(attacks)
-    with cpu_threads(config.threads), _progress(shown, console) as advance:
-        predictions = predict(run.model, batches, built, ways=ways, on_batch=advance, world=world)
+    with cpu_threads(config.threads), attack_bar(shown, console) as bar:
+        predictions = predict(run.model, batches, built, ways=ways, on_batch=bar.advance, world=world)
     source.close()
     natural, numbers = aat_numbers(predictions)
     header = {
@@ -233,28 +231,3 @@ def draw(path: Path, document: Mapping[str, Any]) -> list[Path]:
             )
         )
     return figures
-
-
-@contextmanager
-def _progress(images: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """A bar over attacked images on a terminal, nothing elsewhere; yields the function that advances it."""
-    with Progress(
-        TextColumn("attacking"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f} %"),
-        _ImagesPerSecond(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("attacking", total=images)
-        yield lambda done: bar.advance(task, done)
-
-
-class _ImagesPerSecond(ProgressColumn):
-    """Attacked images a second, of late."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0.0:,.0f} images/s")

@@ -1,0 +1,251 @@
+"""The file of a sweep: its layout, put together from batches, written whole or not at all.
+
+    {"protocol": "sweep", "dataset": ..., "images": 10000, "weights": SHA-256, ..., "seed", "eot",
+     "monotone", "minimal", "natural": accuracy,
+     "attacks": {NAME: {"attack": every setting, "kind", "norm", "minimal", "eps": [0, ...], "accuracy": [...], "auc",
+                        "gradients": {"zero", "nonfinite", "attacked"}, "largest": [...]}},
+     "worst_case": {NORM: {"attacks": [...], "eps": [...], "accuracy": [...], "auc"}},
+     "probes": {...}, "randomness": {...},
+     "warnings": [{"check", "text", numbers...}],
+     "per_sample": {"index": [...], "label": [...], "correct": [1, ...],
+                    "fooled": {NAME: [[0, ...] for each eps]}, "distance": {NAME: [0.31, null, ...]}}}
+
+Accuracies are fractions of all images, at eps 0 the natural one; AUC is `robustfast.evaluation.grids.area`.
+`distance` is that to the nearest image an attack that looks for it found, 0 for images that were misclassified from the
+start, null where it found none. `largest` is the longest perturbation of an attack that is given its eps, at each. Both
+`few` and `many` of `probes` hold one entry for each image that was probed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustfast.errors import UserError
+from robustfast.evaluation.attack_names import NamedAttack
+from robustfast.evaluation.grids import area
+from robustfast.evaluation.masking import Curve, Randomness, find_warnings
+from robustfast.training.checkpoint import write_durably
+
+__all__ = ["SweptAttack", "assemble", "read", "write"]
+
+
+@dataclass(frozen=True)
+class SweptAttack:
+    """An attack, its radii, and every setting of it."""
+
+    named: NamedAttack
+    eps: tuple[float, ...]
+    config: Mapping[str, Any]
+
+
+def assemble(
+    header: Mapping[str, Any],
+    attacks: Sequence[SweptAttack],
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    probe_eps: float,
+) -> dict[str, Any]:
+    """Put a document together from what was found in each batch, in the images' order.
+
+    Args:
+        header: what was evaluated; its "eot" and "minimal" are read.
+        attacks: in the order in which the batches have them.
+        batches: as `robustfast.evaluation.sweep` returns them.
+        probe_eps: linf radius of the probes.
+    """
+    correct = _joined(batch["correct"] for batch in batches)
+    records, curves, fooled_by, distances = {}, [], {}, {}
+    for number, attack in enumerate(attacks):
+        pieces = [batch["attacks"][number] for batch in batches]
+        name = attack.named.name
+        if attack.named.minimal:
+            fooled, distances[name] = _nearest(pieces, attack.eps, ~correct, header["minimal"])
+            counts = [piece[0]["gradients"] for piece in pieces]
+            largest = None
+        else:
+            fooled = [~correct] + [
+                _joined(piece[k]["fooled"] for piece in pieces) for k in range(1, len(attack.eps))
+            ]
+            counts = [piece[k]["gradients"] for piece in pieces for k in piece]
+            largest = [0.0] + [
+                _largest([piece[k]["largest"] for piece in pieces]) for k in range(1, len(attack.eps))
+            ]
+        zero, nonfinite, attacked = (
+            (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
+        )
+        fooled_by[name] = fooled
+        accuracy = [_right(row) for row in fooled]
+        config = dict(attack.config)
+        if not attack.named.minimal:
+            config.pop("eps", None)
+        records[name] = {
+            "attack": config,
+            "kind": attack.named.kind,
+            "norm": attack.named.norm,
+            "minimal": attack.named.minimal,
+            "eps": list(attack.eps),
+            "accuracy": accuracy,
+            "auc": area(attack.eps, accuracy),
+            "gradients": {"zero": zero, "nonfinite": nonfinite, "attacked": attacked},
+            "largest": largest,
+        }
+        curves.append(
+            Curve(
+                name,
+                attack.named.kind,
+                attack.named.norm,
+                attack.eps,
+                torch.stack(fooled),
+                zero,
+                attacked,
+                attack.named.minimal,
+            )
+        )
+    probes = _probes([batch["probe"] for batch in batches if batch["probe"] is not None], probe_eps)
+    random = _randomness([batch["random"] for batch in batches if batch["random"] is not None])
+    return {
+        **header,
+        "natural": _right(~correct),
+        "attacks": records,
+        "worst_case": _worst_cases(attacks, fooled_by),
+        "probes": probes,
+        "randomness": None
+        if random is None
+        else {name: getattr(random, name) for name in ("images", "labels", "logits", "largest")},
+        "warnings": find_warnings(curves, probes, random, eot=header["eot"]),
+        "per_sample": {
+            "index": [value for batch in batches for value in batch["index"]],
+            "label": [value for batch in batches for value in batch["label"]],
+            "correct": correct.int().tolist(),
+            "fooled": {name: [row.int().tolist() for row in rows] for name, rows in fooled_by.items()},
+            "distance": distances,
+        },
+    }
+
+
+def write(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as JSON, each row of results by sample on one line, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    text = json.dumps(
+        {key: document[key] for key in document if key != "per_sample"}, indent=2, allow_nan=False
+    )
+    rows = []
+    for key, value in document["per_sample"].items():
+        if isinstance(value, Mapping):
+            inner = ",\n".join(f"      {json.dumps(name)}: {_compact(row)}" for name, row in value.items())
+            rows.append(
+                f"    {json.dumps(key)}: {{\n{inner}\n    }}" if inner else f"    {json.dumps(key)}: {{}}"
+            )
+        else:
+            rows.append(f"    {json.dumps(key)}: {_compact(value)}")
+    text = f'{text[:-2]},\n  "per_sample": {{\n{",".join(chr(10) + row for row in rows)[1:]}\n  }}\n}}\n'
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {path.parent}: {error.strerror}; give one that can be written with --out"
+        ) from error
+    write_durably(path, lambda file: file.write(text.encode()))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a document back.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON, or is no sweep.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); delete it and evaluate again") from None
+    if not isinstance(document, dict) or not {"attacks", "worst_case", "warnings"} <= set(document):
+        raise UserError(f"{path}: not a file of attacks over eps; delete it and evaluate again")
+    return document
+
+
+def _nearest(
+    pieces: Sequence[Mapping[int, Any]], eps: Sequence[float], wrong: Tensor, minimal: str
+) -> tuple[list[Tensor], list[float | None]]:
+    """Which images an attack that looks for the nearest one fools at each eps, and how far it went."""
+    found = [value for piece in pieces for value in piece[0]["distance"]]
+    distance = torch.tensor(
+        [float("inf") if value is None else value for value in found], dtype=torch.float64
+    )
+    fooled = [wrong]
+    for k, radius in enumerate(eps[1:]):
+        hit = distance <= radius
+        if minimal == "clip":
+            # Where it lies inside already, pulling it in has left it as it is.
+            hit = hit | _joined(piece[0]["clipped"][k] for piece in pieces)
+        fooled.append(hit | wrong)
+    return fooled, found
+
+
+def _worst_cases(
+    attacks: Sequence[SweptAttack], fooled_by: Mapping[str, Sequence[Tensor]]
+) -> dict[str, dict[str, Any]]:
+    """By norm: what stays right under all of its attacks, at the radii that all of them were run at."""
+    found = {}
+    for norm in dict.fromkeys(attack.named.norm for attack in attacks):
+        alike = [attack for attack in attacks if attack.named.norm == norm]
+        shared = [value for value in alike[0].eps if all(value in attack.eps for attack in alike)]
+        accuracy = []
+        for value in shared:
+            rows = [fooled_by[attack.named.name][attack.eps.index(value)] for attack in alike]
+            accuracy.append(_right(torch.stack(rows).any(0)))
+        found[norm] = {
+            "attacks": [attack.named.name for attack in alike],
+            "eps": shared,
+            "accuracy": accuracy,
+            "auc": area(shared, accuracy),
+        }
+    return found
+
+
+def _probes(found: Sequence[Mapping[str, Any]], eps: float) -> dict[str, Any] | None:
+    if not found:
+        return None
+    if errors := [record["error"] for record in found if "error" in record]:
+        return {"eps": eps, "images": sum(record["images"] for record in found), "error": errors[0]}
+    total: dict[str, Any] = {"eps": eps}
+    for name in ("images", "unbounded", "zero", "nonfinite"):
+        total[name] = sum(record[name] for record in found)
+    for name in ("few", "many"):
+        total[name] = [value for record in found for value in record[name]]
+    return total
+
+
+def _randomness(found: Sequence[Sequence[Any]]) -> Randomness | None:
+    if not found:
+        return None
+    images, labels, logits, largest = zip(*found, strict=True)
+    return Randomness(sum(images), sum(labels), sum(logits), max(largest))
+
+
+def _joined(rows: Any) -> Tensor:
+    return torch.tensor([value for row in rows for value in row], dtype=torch.bool)
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return max(numbers) if numbers else None
+
+
+def _right(fooled: Tensor) -> float:
+    return int((~fooled).sum()) / len(fooled)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
