@@ -1,5 +1,7 @@
 """Attacks: adversarial images from a model, built and called alike."""
 
+from robustfast.attacks.apgd import APGD
+from robustfast.attacks.apgd_t import APGDT
 from robustfast.attacks.attack import Attack, AttackReport
 from robustfast.attacks.bim import BIM
 from robustfast.attacks.carlini_wagner import CarliniWagner
@@ -23,6 +25,8 @@ from robustfast.attacks.stadv import StAdv
 from robustfast.attacks.three_way_pgd import ThreeWayPGD
 
 __all__ = [
+    "APGD",
+    "APGDT",
     "ATTACKS",
     "BIM",
     "DDN",

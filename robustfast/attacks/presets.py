@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from robustfast.attacks.apgd import APGD
+from robustfast.attacks.apgd_t import APGDT
 from robustfast.attacks.attack import Attack
 from robustfast.attacks.bim import BIM
 from robustfast.attacks.carlini_wagner import CarliniWagner
@@ -53,6 +55,9 @@ ATTACKS: dict[str, Preset] = {
     "pgd-c": Preset(PGDC),
     "pgd-foolbox": Preset(PGDFoolbox),
     "mim": Preset(MIM, {"relative_step": 0.1, "steps": 40}),
+    "apgd-ce": Preset(APGD),
+    "apgd-dlr": Preset(APGD, {"loss": "dlr"}),
+    "apgd-t": Preset(APGDT),
     "square": Preset(Square),
     "cw-l2": Preset(CarliniWagner),
     "cw-pgd": Preset(MarginPGD, {"relative_step": 0.25}),
