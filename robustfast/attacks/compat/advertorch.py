@@ -337,7 +337,11 @@ class DDNL2Attack(Attack):
 
 
 class DeepfoolLinfAttack(Attack):
-    """`robustfast.attacks.DeepFool` under linf, clipped to a perturbation of eps."""
+    """`robustfast.attacks.DeepFool` under linf.
+
+    The result is clipped to a perturbation of (1 + overshoot) * eps; advertorch holds the sum of steps to eps in each
+    step, which comes to the same where eps is not reached.
+    """
 
     def __init__(
         self, predict: Any, num_classes: int | None = None, nb_iter: int = 50, eps: float = 0.1,
@@ -356,7 +360,8 @@ class DeepfoolLinfAttack(Attack):
             attacks.ATTACKS["deepfool"].attack, held, norm="linf", steps=self.nb_iter, candidates=self.num_classes,
             overshoot=self.overshoot, keep_failed=True,
         )  # fmt: skip
-        return x + (attack(x, y) - x).clamp(-self.eps, self.eps)
+        reach = (1 + self.overshoot) * self.eps
+        return (x + (attack(x, y) - x).clamp(-reach, reach)).clamp(self.clip_min, self.clip_max)
 
 
 FGSM = GradientSignAttack
