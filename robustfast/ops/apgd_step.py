@@ -41,8 +41,10 @@ def apgd_step(
         out = P(x_adv + a * (z - x_adv) + (1 - a) * (x_adv - x_old))
 
     The direction is sign(grad) under linf and grad / |grad|_2 under l2. Under linf operations and their order are those
-    of the authors' code, and so is each bit of the result. Under l2 that code, and torchattacks', adds 1e-12 to every
-    norm before it divides, which shortens the steps of gradients that are about as small; here they keep their length.
+    of the authors' code, and so is each bit of the result. Under l2 that code adds 1e-12 to each
+    norm before it divides. So does this where it divides a gradient: once the label has fallen to third place the DLR
+    loss is constant, and what float64 leaves of its gradient, 1e-16, would otherwise be walked along in full steps. The
+    projection divides by the norm itself.
 
     Under l1 the step is that of APGD-l1 (Croce and Hein 2021, arXiv:2103.01208, section 4): signs of the
     ``n - floor((1 - sparsity) * n)`` largest entries of the gradient (all entries tied with the smallest of them that

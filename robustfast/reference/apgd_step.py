@@ -9,6 +9,9 @@ from robustfast.reference.l1_projection import l1_projection
 
 __all__ = ["apgd_step"]
 
+TINY = 1e-12
+"""Added to the l2 norm of a gradient before it divides a step."""
+
 
 def apgd_step(
     x_adv: Tensor,
@@ -49,13 +52,13 @@ def apgd_step(
 def _step(g: Tensor, step_size: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         return step_size * g.sign()
-    return _along(g, _length(g), step_size)
+    return _along(g, _length(g), step_size, TINY)
 
 
-def _along(direction: Tensor, length: Tensor, step_size: Tensor) -> Tensor:
+def _along(direction: Tensor, length: Tensor, step_size: Tensor, tiny: float = 0.0) -> Tensor:
     # A zero or infinite gradient has no direction.
     usable = (length > 0) & (length < torch.inf)
-    scale = torch.where(usable, step_size.double() / length, 0)
+    scale = torch.where(usable, step_size.double() / (length + tiny), 0)
     return (torch.where(usable, direction, 0) * scale).to(direction.dtype)
 
 
@@ -80,7 +83,7 @@ def _sparse_step(
     sizes = g.abs().flatten(1).sort(1).values
     n = sizes.shape[1]
     # In float32 whatever the images are: the authors' rounding decides how many entries move.
-    rank = ((1 - sparsity.float()) * n).clamp(0, n - 1).long().expand(len(x))
+    rank = ((1 - sparsity.float()) * n).nan_to_num(0).clamp(0, n - 1).long().expand(len(x))
     threshold = _per_sample(sizes.gather(1, rank.unsqueeze(1)).squeeze(1), x)
     chosen = torch.where(g.abs() >= threshold, g.sign(), 0)
     count = chosen.abs().flatten(1).sum(1, dtype=torch.float64)

@@ -60,7 +60,7 @@ def apgd_track(
     if x is None:
         # In float32, as the authors' code compares.
         few = increases.float() <= (window.double() * rho).float()
-        stuck = ~reduced & ~(best > sign * loss_checked)
+        stuck = ~reduced & (sign * loss_checked >= best)
         restart = check & (few | stuck)
         step_size.copy_(torch.where(restart, step_size / 2, step_size))
         reduced.copy_(torch.where(check, few | stuck, reduced))
