@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,6 @@ from robustfast import attacks
 from robustfast.attacks import Attack, Preset
 from robustfast.errors import UserError
 from robustfast.evaluation.attacks import ATTACKS as AAT_ATTACKS
-from robustfast.registry import lookup
 
 __all__ = ["NORMS", "NamedAttack", "known_names", "parse", "parse_all", "settings_of"]
 
@@ -72,10 +72,13 @@ class NamedAttack:
         except (ValueError, TypeError) as error:
             raise UserError(f"attack {self.name}: {error}") from error
 
-    def as_json(self, eps: float | None, **settings: Any) -> dict[str, Any]:
-        """Every keyword of the class with the value it has here, defaults included."""
-        values = settings_of(self.preset.attack)
-        values |= {**self.preset.settings, **self.settings, "eps": eps, **settings}
+    def as_json(self, built: Attack) -> dict[str, Any]:
+        """Every keyword of the class with the value that `built` has, defaults included."""
+        values = {**settings_of(type(built)), **self.preset.settings, **self.settings}
+        # What a class fixes for its parent is no longer the parent's default.
+        values = {name: getattr(built, name, value) for name, value in values.items()}
+        if hasattr(built, "law"):
+            values["random_start"] = built.law or False
         return {"name": self.name, "attack": self.attack, **{key: _plain(values[key]) for key in values}}
 
 
@@ -96,8 +99,7 @@ def parse(name: str) -> NamedAttack:
         return NamedAttack(name, "pgd", keywords["norm"], keywords)
     for attack, steps, norm in _readings(name):
         return _checked(name, attack, steps, norm)
-    lookup("attack", dict.fromkeys(known_names()), name)
-    raise AssertionError("a known name has a reading")
+    raise UserError(f"unknown attack {name!r}{_closest(name)} known: {', '.join(sorted(known_names()))}")
 
 
 def parse_all(names: Sequence[str]) -> tuple[NamedAttack, ...]:
@@ -148,6 +150,18 @@ def _readings(name: str) -> Iterator[tuple[str, int | None, str | None]]:
                 yield shorter, int(digits[0]), norm
 
 
+def _closest(name: str) -> str:
+    """The nearest of all names with and without a norm, as a question; steps are left out of the comparison."""
+    spelled = [
+        *known_names(),
+        *(f"{known}-{norm}" for known, preset in attacks.ATTACKS.items() for norm in preset.attack.norms),
+    ]
+    # "l2" is no number of steps.
+    plain = re.sub(r"(?<!-l)\d+(?=-|$)", "", name)
+    close = [found for tried in (name, plain) for found in get_close_matches(tried, spelled, n=1)]
+    return f"; did you mean {close[0]!r}?" if close else ";"
+
+
 def _checked(name: str, attack: str, steps: int | None, norm: str | None) -> NamedAttack:
     preset = attacks.ATTACKS[attack]
     takes = settings_of(preset.attack)
@@ -160,7 +174,7 @@ def _checked(name: str, attack: str, steps: int | None, norm: str | None) -> Nam
     if steps is not None:
         # A query is to a black-box attack what a step is to others.
         counted = next((setting for setting in ("steps", "queries") if setting in takes), None)
-        if counted is None:
+        if counted is None or preset.attack.kind == "single-step":
             raise UserError(f"attack {name!r}: {attack} has no number of steps; write {attack}")
         if steps < 1:
             raise UserError(f"attack {name!r}: expected at least 1 step")

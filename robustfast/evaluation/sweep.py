@@ -220,17 +220,18 @@ class _Work:
             "seed": settings.seed,
             "eot": settings.eot,
         }
+        # Built now, so that a setting it refuses is said before the first image is attacked.
+        self._configs = [self._config(number) for number in range(len(attacks))]
         self.cells: list[_Cell] = []
         for number, attack in enumerate(attacks):
             for k in [None] if attack.named.minimal else range(1, len(attack.eps)):
-                # Built now, so that a setting it refuses is said before the first image is attacked.
                 self._attack(number, k)
                 self.cells.append(_Cell(number, k, self._fingerprint(number, k)))
 
     def swept(self) -> list[SweptAttack]:
         return [
-            SweptAttack(attack.named, attack.eps, attack.named.as_json(None, **self._settings(attack)))
-            for attack in self.attacks
+            SweptAttack(attack.named, attack.eps, config)
+            for attack, config in zip(self.attacks, self._configs, strict=True)
         ]
 
     def batch(self, number: int, x: Tensor, y: Tensor, index: Tensor, bar: AttackBar) -> dict[str, Any]:
@@ -361,6 +362,12 @@ class _Work:
             self._built[number, k] = attack.named.build(model, eps, **self._settings(attack))
         return self._built[number, k]
 
+    def _config(self, number: int) -> dict[str, Any]:
+        """Every setting of an attack but its radius."""
+        attack = self.attacks[number]
+        built = self._attack(number, None if attack.named.minimal else len(attack.eps) - 1)
+        return {key: value for key, value in attack.named.as_json(built).items() if key != "eps"}
+
     def _settings(self, attack: SweepAttack) -> dict[str, Any]:
         own: dict[str, Any] = {"seed": self.settings.seed, **attack.settings}
         if self.settings.eot > 1 and attack.named.takes("eot"):
@@ -378,7 +385,7 @@ class _Work:
             attack.eps if k is None else attack.eps[: k + 1] if self.settings.monotone else attack.eps[k]
         )
         return fingerprint(
-            attack=attack.named.as_json(None, **self._settings(attack)),
+            attack=self._configs[number],
             eps=together,
             monotone=self.settings.monotone,
             minimal=self.settings.minimal if k is None else None,

@@ -38,7 +38,7 @@ __all__ = ["SweptAttack", "assemble", "read", "write"]
 
 @dataclass(frozen=True)
 class SweptAttack:
-    """An attack, its radii, and every setting of it."""
+    """An attack, its radii, and every other setting of it."""
 
     named: NamedAttack
     eps: tuple[float, ...]
@@ -82,11 +82,8 @@ def assemble(
         )
         fooled_by[name] = fooled
         accuracy = [_right(row) for row in fooled]
-        config = dict(attack.config)
-        if not attack.named.minimal:
-            config.pop("eps", None)
         records[name] = {
-            "attack": config,
+            "attack": dict(attack.config),
             "kind": attack.named.kind,
             "norm": attack.named.norm,
             "minimal": attack.named.minimal,
