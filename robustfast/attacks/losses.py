@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustfast.ops import dlr_loss, margin_loss
 from robustfast.registry import lookup
 
 __all__ = ["LOSSES", "Loss", "check_logits", "check_target", "loss_function"]
@@ -25,23 +26,22 @@ def ce(logits: Tensor, target: Tensor) -> Tensor:
 def margin(logits: Tensor, target: Tensor) -> Tensor:
     """Largest other logit minus that of the label: f_6 of Carlini and Wagner 2017 (arXiv:1608.04644) without kappa.
 
-    Positive exactly for the misclassified.
+    Positive exactly for the misclassified; see `robustfast.ops.margin_loss`.
     """
-    return _largest_other(logits, target) - _of(logits, target)
+    return margin_loss(logits, target)
 
 
 def dlr(logits: Tensor, target: Tensor) -> Tensor:
     """Difference of logits ratio, equation 6 of Croce and Hein 2020 (arXiv:2003.01690); needs three classes.
 
-    -(z_y - max_{j != y} z_j) / (z_(1) - z_(3)), with the 1e-12 of the authors' code in the denominator. A targeted
-    attack descends this same loss; the authors' targeted form, with z_(4) and both labels, is another one.
+    See `robustfast.ops.dlr_loss`. A targeted attack descends this same loss; the authors' targeted form, with z_(4) and
+    both labels, is another one, which that op has too.
     """
     if logits.shape[1] < 3:
         raise ValueError(
             f"loss 'dlr' divides by the gap to the third logit, the model returned {logits.shape[1]}; use 'margin'"
         )
-    top = logits.topk(3, dim=1).values
-    return margin(logits, target) / (top[:, 0] - top[:, 2] + 1e-12)
+    return dlr_loss(logits, target)
 
 
 def kl(logits: Tensor, target: Tensor) -> Tensor:
@@ -135,11 +135,3 @@ def check_logits(logits: object, batch: int) -> None:
         raise ValueError(
             f"the model returned shape {tuple(logits.shape)}, expected logits [{batch}, K] with K >= 2"
         )
-
-
-def _of(logits: Tensor, target: Tensor) -> Tensor:
-    return logits.gather(1, target[:, None]).squeeze(1)
-
-
-def _largest_other(logits: Tensor, target: Tensor) -> Tensor:
-    return logits.scatter(1, target[:, None], -torch.inf).max(1).values

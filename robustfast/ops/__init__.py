@@ -5,8 +5,10 @@ from robustfast.ops.apgd_track import apgd_track
 from robustfast.ops.asymmetric_cross_entropy import asymmetric_cross_entropy
 from robustfast.ops.augment import augment
 from robustfast.ops.backend import OPS, backends, prepare, use_backend
+from robustfast.ops.dlr_loss import dlr_loss
 from robustfast.ops.fab_projection import fab_projection
 from robustfast.ops.l1_projection import l1_projection
+from robustfast.ops.margin_loss import margin_loss
 from robustfast.ops.pgd_step import pgd_step
 from robustfast.ops.random_start import random_start
 from robustfast.ops.three_way_head import three_way_head
@@ -18,8 +20,10 @@ __all__ = [
     "asymmetric_cross_entropy",
     "augment",
     "backends",
+    "dlr_loss",
     "fab_projection",
     "l1_projection",
+    "margin_loss",
     "pgd_step",
     "random_start",
     "three_way_head",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_pixels", "check_tensors", "check_writable"]
+__all__ = ["check_labelled", "check_pixels", "check_tensors", "check_writable"]
 
 
 def check_tensors(op: str, **values: object) -> None:
@@ -35,3 +35,28 @@ def check_writable(op: str, out: Tensor, name: str = "out") -> None:
             f"{op}: {name} of shape {tuple(out.shape)} is expanded (strides {tuple(out.stride())}), expected a place "
             f"in memory for each element: {name}.contiguous()"
         )
+
+
+def check_labelled(op: str, logits: Tensor, y: Tensor, target: Tensor | None) -> None:
+    """Refuse what is no logits [B, K] with labels y, and target where it is not None, int64 [B] on the same device.
+
+    Raises:
+        TypeError, ValueError: what came and what is expected. Values are not looked at.
+    """
+    labels = {"y": y} if target is None else {"y": y, "target": target}
+    check_tensors(op, logits=logits, **labels)
+    if not logits.dtype.is_floating_point:
+        raise TypeError(f"{op}: logits are {logits.dtype}, expected a floating dtype")
+    if logits.dim() != 2:
+        raise ValueError(f"{op}: logits have shape {tuple(logits.shape)}, expected [B, K]")
+    for name, label in labels.items():
+        if label.dtype != torch.int64:
+            raise TypeError(f"{op}: {name} is {label.dtype}, expected torch.int64")
+        if label.shape != logits.shape[:1]:
+            raise ValueError(
+                f"{op}: {name} has shape {tuple(label.shape)}, expected {tuple(logits.shape[:1])}, one for each sample"
+            )
+        if label.device != logits.device:
+            raise ValueError(
+                f"{op}: {name} is on {label.device}, expected the device of logits, {logits.device}"
+            )
