@@ -65,11 +65,15 @@ def as_it_is(model: Model) -> Iterator[Model]:
 
 
 class Attacks:
-    """The attack of one adapter, built anew only where its settings changed: a CUDA graph then serves many calls."""
+    """The attack of one adapter, built anew only where its settings changed: a CUDA graph then serves many calls.
+
+    Attributes:
+        last: the attack of the last call.
+    """
 
     def __init__(self) -> None:
         self._key: Any = None
-        self._attack: Any = None
+        self.last: Any = None
 
     def get(self, kind: Callable[..., Any], model: Any, **settings: Any) -> Any:
         """``kind(model, **settings)``, or the one of the last call where that was given the same."""
@@ -77,9 +81,9 @@ class Attacks:
         if self._key is None or not _same(key, self._key):
             # A closure around a model in train mode cannot be captured.
             graphs = module_of(model) is not None
-            self._attack = kind(model, **{"engine": "auto" if graphs else "eager", **settings})
+            self.last = kind(model, **{"engine": "auto" if graphs else "eager", **settings})
             self._key = key
-        return self._attack
+        return self.last
 
 
 def _same(one: Any, other: Any) -> bool:

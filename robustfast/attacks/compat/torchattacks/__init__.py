@@ -7,6 +7,7 @@ from typing import NoReturn
 from robustfast.attacks.compat.model import unsupported
 from robustfast.attacks.compat.torchattacks import attack
 from robustfast.attacks.compat.torchattacks.attack import Attack
+from robustfast.attacks.compat.torchattacks.ensemble import APGD, APGDT, FAB, AutoAttack, Square
 from robustfast.attacks.compat.torchattacks.gradient_sign import (
     BIM,
     EOTPGD,
@@ -18,11 +19,16 @@ from robustfast.attacks.compat.torchattacks.gradient_sign import (
     RFGSM,
     TPGD,
 )
+from robustfast.attacks.compat.torchattacks.nearest import CW, DeepFool
 from robustfast.attacks.compat.torchattacks.plain import GN, VANILA, MultiAttack
 
 __all__ = [
+    "APGD",
+    "APGDT",
     "BIM",
+    "CW",
     "EOTPGD",
+    "FAB",
     "FFGSM",
     "FGSM",
     "GN",
@@ -33,7 +39,10 @@ __all__ = [
     "TPGD",
     "VANILA",
     "Attack",
+    "AutoAttack",
+    "DeepFool",
     "MultiAttack",
+    "Square",
     "attack",
 ]
 
