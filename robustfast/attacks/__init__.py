@@ -8,6 +8,8 @@ from robustfast.attacks.carlini_wagner import CarliniWagner
 from robustfast.attacks.config import AttackConfig
 from robustfast.attacks.ddn import DDN
 from robustfast.attacks.deepfool import DeepFool
+from robustfast.attacks.fab import FAB
+from robustfast.attacks.fab_t import FABT
 from robustfast.attacks.fgsm import FGSM
 from robustfast.attacks.fgsm_rs import FGSMRS
 from robustfast.attacks.jpeg import JPEG
@@ -30,6 +32,8 @@ __all__ = [
     "ATTACKS",
     "BIM",
     "DDN",
+    "FAB",
+    "FABT",
     "FGSM",
     "FGSMRS",
     "JPEG",

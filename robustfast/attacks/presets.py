@@ -13,6 +13,8 @@ from robustfast.attacks.bim import BIM
 from robustfast.attacks.carlini_wagner import CarliniWagner
 from robustfast.attacks.ddn import DDN
 from robustfast.attacks.deepfool import DeepFool
+from robustfast.attacks.fab import FAB
+from robustfast.attacks.fab_t import FABT
 from robustfast.attacks.fgsm import FGSM
 from robustfast.attacks.fgsm_rs import FGSMRS
 from robustfast.attacks.jpeg import JPEG
@@ -58,6 +60,8 @@ ATTACKS: dict[str, Preset] = {
     "apgd-ce": Preset(APGD),
     "apgd-dlr": Preset(APGD, {"loss": "dlr"}),
     "apgd-t": Preset(APGDT),
+    "fab": Preset(FAB),
+    "fab-t": Preset(FABT),
     "square": Preset(Square),
     "cw-l2": Preset(CarliniWagner),
     "cw-pgd": Preset(MarginPGD, {"relative_step": 0.25}),
