@@ -1,0 +1,150 @@
+"""RobustBench's `benchmark` on data sets of this machine.
+
+``from robustfast.attacks.compat.robustbench import benchmark`` in place of ``from robustbench import benchmark``.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from robustfast.attacks.compat.autoattack import AutoAttack, EvaluationState
+from robustfast.attacks.compat.model import predictions, unsupported
+from robustfast.attacks.modes import eval_mode
+from robustfast.data import load
+
+__all__ = ["benchmark", "clean_accuracy", "load_cifar10", "load_cifar100", "load_model"]
+
+
+def benchmark(
+    model: nn.Module,
+    n_examples: int = 10000,
+    dataset: Any = "cifar10",
+    threat_model: Any = "Linf",
+    to_disk: bool = False,
+    model_name: str | None = None,
+    data_dir: str | Path = "./data",
+    corruptions_data_dir: str | Path | None = None,
+    device: Any = None,
+    batch_size: int = 32,
+    eps: float | None = None,
+    log_path: str | Path | None = None,
+    preprocessing: Callable[[Tensor], Tensor] | None = None,
+    aa_state_path: str | Path | None = None,
+) -> tuple[float, float]:
+    """Clean and robust accuracy, as fractions, under AutoAttack's standard version.
+
+    As in RobustBench: the first `n_examples` test images, a warning for a model in train mode, two printed lines. On
+    purpose different: nothing is downloaded (`data_dir` holds the published files), any data set of
+    `robustfast.data.load` will do, "L1" is a threat model too, `aa_state_path` can be resumed from and no longer ends
+    in an error. Corruptions are not ours.
+
+    Args:
+        model: a module, images in [0, 1] -> logits.
+        n_examples: test images.
+        dataset: a name, or an enumeration's member that has one as its value.
+        threat_model: "Linf", "L2" or "L1", or a member as above.
+        to_disk: write ``model_info/DATASET/THREAT_MODEL/MODEL_NAME.json``.
+        model_name: needed by `to_disk`.
+        data_dir: folder with the data set's files.
+        device: None: the CPU.
+        batch_size: images per batch.
+        eps: radius.
+        log_path: file that gets AutoAttack's lines.
+        preprocessing: a function of the images [N, C, H, W] in [0, 1].
+        aa_state_path: AutoAttack's state file.
+
+    Raises:
+        NotImplementedError: several models, or corruptions.
+        ValueError: no eps, no name where one is needed, or a preprocessing by name.
+        UserError: a data set that is not found, or cannot be read.
+    """
+    if isinstance(model, (list, tuple)) or isinstance(device, (list, tuple)):
+        raise NotImplementedError("one model and one device at a time")
+    threat, dataset = getattr(threat_model, "value", threat_model), getattr(dataset, "value", dataset)
+    if threat not in ("Linf", "L2", "L1"):
+        raise NotImplementedError(f"threat model {threat!r} has no counterpart here: keep robustbench for it")
+    if eps is None:
+        raise ValueError("If the threat model is L2 or Linf, `eps` must be specified.")
+    if to_disk and model_name is None:
+        raise ValueError("If `to_disk` is True, `model_name` should be specified.")
+    if getattr(model, "training", False):
+        warnings.warn("The given model is *not* in eval mode.", stacklevel=2)
+    device = device or torch.device("cpu")
+    model = model.to(device)
+    x, y = _load(dataset, n_examples, data_dir, preprocessing)
+    clean = clean_accuracy(model, x, y, batch_size=batch_size, device=device)
+    print(f"Clean accuracy: {clean:.2%}")
+    adversary = AutoAttack(model, norm=threat, eps=eps, version="standard", device=device, log_path=log_path)
+    x_adv = adversary.run_standard_evaluation(x, y, bs=batch_size, state_path=aa_state_path)
+    if aa_state_path is None:
+        robust = clean_accuracy(model, x_adv, y, batch_size=batch_size, device=device)
+    else:
+        robust = EvaluationState.from_disk(aa_state_path).robust_accuracy
+    print(f"Adversarial accuracy: {robust:.2%}")
+    if to_disk:
+        path = Path("model_info") / dataset / threat / f"{model_name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"clean_acc": f"{clean:.2%}"[:-1], "autoattack_acc": f"{robust:.2%}"[:-1], "eps": eps}
+        path.write_text(json.dumps(facts, indent=2))
+    return clean, robust
+
+
+def load_cifar10(
+    n_examples: int | None = None, data_dir: str | Path = "./data", transforms_test: Any = None
+) -> tuple[Tensor, Tensor]:
+    """The first test images float32 [N, 3, 32, 32] in [0, 1], and labels."""
+    return _load("cifar10", n_examples, data_dir, transforms_test)
+
+
+def load_cifar100(
+    n_examples: int | None = None, data_dir: str | Path = "./data", transforms_test: Any = None
+) -> tuple[Tensor, Tensor]:
+    """The first test images float32 [N, 3, 32, 32] in [0, 1], and labels."""
+    return _load("cifar100", n_examples, data_dir, transforms_test)
+
+
+def clean_accuracy(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int = 100, device: Any = None
+) -> float:
+    """Share of images that the model is right about, in eval mode; modes are put back."""
+    device = x.device if device is None else device
+    with eval_mode(model):
+        right = sum(
+            int((predictions(model, images.to(device)) == labels.to(device)).sum())
+            for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True)
+        )
+    return right / len(x)
+
+
+def load_model(*arguments: Any, **keywords: Any) -> NoReturn:
+    """RobustBench's model zoo is not ours.
+
+    Raises:
+        AttributeError: always; keep robustbench for this one call, or load weights of your own.
+    """
+    raise unsupported(
+        "robustbench", "load_model", "load weights of your own, or keep robustbench for this one call"
+    )
+
+
+def _load(
+    dataset: str, n_examples: int | None, data_dir: str | Path, preprocessing: Any
+) -> tuple[Tensor, Tensor]:
+    if isinstance(preprocessing, str):
+        raise ValueError(f"preprocessing is {preprocessing!r}, expected a function of images in [0, 1]")
+    split = load(dataset, "test", data_dir)
+    split = split.take(torch.arange(min(len(split), len(split) if n_examples is None else n_examples)))
+    split = split.decode()
+    x = split.images.float() / split.scale
+    return x if preprocessing is None else preprocessing(x), split.labels
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise unsupported("robustbench", name)
