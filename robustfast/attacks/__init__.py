@@ -3,6 +3,7 @@
 from robustfast.attacks.apgd import APGD
 from robustfast.attacks.apgd_t import APGDT
 from robustfast.attacks.attack import Attack, AttackReport
+from robustfast.attacks.autoattack import AutoAttack
 from robustfast.attacks.bim import BIM
 from robustfast.attacks.carlini_wagner import CarliniWagner
 from robustfast.attacks.config import AttackConfig
@@ -44,6 +45,7 @@ __all__ = [
     "Attack",
     "AttackConfig",
     "AttackReport",
+    "AutoAttack",
     "CarliniWagner",
     "DeepFool",
     "MarginPGD",

@@ -9,6 +9,7 @@ from typing import Any
 from robustfast.attacks.apgd import APGD
 from robustfast.attacks.apgd_t import APGDT
 from robustfast.attacks.attack import Attack
+from robustfast.attacks.autoattack import AutoAttack
 from robustfast.attacks.bim import BIM
 from robustfast.attacks.carlini_wagner import CarliniWagner
 from robustfast.attacks.ddn import DDN
@@ -63,6 +64,7 @@ ATTACKS: dict[str, Preset] = {
     "fab": Preset(FAB),
     "fab-t": Preset(FABT),
     "square": Preset(Square),
+    "autoattack": Preset(AutoAttack),
     "cw-l2": Preset(CarliniWagner),
     "cw-pgd": Preset(MarginPGD, {"relative_step": 0.25}),
     "ddn": Preset(DDN),

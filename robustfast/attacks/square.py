@@ -38,7 +38,9 @@ class Square(Attack):
     (seed, epoch, restart, query) and by its `index`. The law of each is theirs: a corner lies in [0, h - side), hence
     never in the last position. They stop at a margin of zero, which is a tie between two classes; here an image is
     won where the largest output is another class. As in AutoAttack, an l2 window is scaled by the budget of its own
-    channel and the side never exceeds the image's; torchattacks differs in both.
+    channel and the side never exceeds the image's; torchattacks differs in both, and has no l1. Under l1 AutoAttack's
+    float32 leaves residues of rounding, x + u - u != x, where the projection undid a change, and mixes them into the
+    next bump at full strength; here such an entry is x and adds nothing.
 
     Images that were won leave the batch between blocks of 5 to 25 queries. Results do not depend on the batch.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustfast.attacks.draws import uniform
 from robustfast.attacks.square_windows import pattern
-from robustfast.reference.l1_projection import l1_projection
+from robustfast.ops.l1_projection import l1_projection
 
 __all__ = ["Move", "as_images", "grid", "numbers", "patterns", "recolour", "remodel", "stripes"]
 
@@ -60,9 +60,9 @@ def grid(x: Tensor, eps: Tensor, index: Tensor, key: int, norm: str, bounds: tup
     draws = draws[:, :, down.clamp(0, count_down - 1)][..., across.clamp(0, count_across - 1)]
     upright, lying = patterns(tall, wide, norm, x)[:, rows][..., columns]
     inside = ((down >= 0) & (down < count_down))[:, None] & ((across >= 0) & (across < count_across))
-    delta = torch.where(draws[:, :1] < 0.5, lying, upright) * _signs(draws[:, 1:], x.dtype) * inside
+    delta = torch.where(draws[:, :1] > 0.5, lying, upright) * _signs(draws[:, 1:], x.dtype) * inside
     if norm == "l1":
-        return l1_projection(x + delta, x, eps * _INSIDE, bounds=bounds)
+        return l1_projection(x + delta, x, eps=eps * _INSIDE, bounds=bounds)
     return _scaled(x, delta, eps, bounds)
 
 
@@ -112,7 +112,7 @@ def remodel(
     sides = shapes.shape[1:]
     corners = [_corner(draws[..., at], sizes[at % 2], sides[at % 2]) for at in range(4)]
     signs = _signs(draws[..., 5:], x.dtype)
-    flips = (draws[..., 4] < 0.5).long()
+    flips = (draws[..., 4] > 0.5).long()
     sample = torch.arange(batch, device=x.device)[:, None, None]
     along = [torch.arange(side, device=x.device) for side in sides]
     squared = norm == "l2"
@@ -144,7 +144,7 @@ def remodel(
         if squared:
             _scaled(x, delta, eps, bounds, out=out)
         else:
-            out.copy_(l1_projection(x + delta, x, eps * _INSIDE, bounds=bounds))
+            l1_projection(delta.add_(x), x, eps=eps * _INSIDE, bounds=bounds, out=out)
 
     return move
 
