@@ -29,7 +29,7 @@ from robustfast.evaluation.partial_results import PartialResults, data_digest, f
 from robustfast.evaluation.progress import AttackBar, attack_bar
 from robustfast.evaluation.subject import Subject, weights_digest
 from robustfast.evaluation.sweep_document import SweptAttack, assemble, write
-from robustfast.evaluation.sweep_tables import sweep_table, warning_lines
+from robustfast.evaluation.sweep_tables import grid_line, heading, sweep_table, warning_lines
 from robustfast.ops.backend import active_backend
 from robustfast.seeds import derive
 from robustfast.training.threads import cpu_threads
@@ -167,7 +167,9 @@ def _finish(
     file = folder / f"{protocol}.json"
     write(file, document)
     for norm in document["worst_case"]:
-        console.print(sweep_table(document, norm, subject.label))
+        console.print(heading(document, norm, subject.label), markup=False, soft_wrap=True)
+        console.print(sweep_table(document, norm))
+        console.print(grid_line(document, norm), markup=False, soft_wrap=True)
     for line in warning_lines(document):
         console.print(line, markup=False, soft_wrap=True)
     figures = [

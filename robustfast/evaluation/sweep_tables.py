@@ -11,7 +11,7 @@ from rich.table import Table
 from robustfast.evaluation.attack_names import NORMS
 from robustfast.evaluation.tables import percent
 
-__all__ = ["eps_labels", "sweep_table", "warning_lines"]
+__all__ = ["eps_labels", "grid_line", "heading", "sweep_table", "warning_lines"]
 
 WORST = "all of them"
 
@@ -26,21 +26,25 @@ def eps_labels(eps: Sequence[float]) -> list[str]:
     return [label(value) for value in eps]
 
 
-def sweep_table(document: Mapping[str, Any], norm: str, label: str) -> Table:
+def heading(document: Mapping[str, Any], norm: str, label: str) -> str:
+    """What stands over a table."""
+    bound = norm if norm in NORMS else f"{norm} with its own bound"
+    return f"{label}: {document['dataset']}, {document['images']} test images, {bound} (percent)"
+
+
+def grid_line(document: Mapping[str, Any], norm: str) -> str:
+    """What the areas in a table are of."""
+    grids = {tuple(record["eps"]) for record in document["attacks"].values() if record["norm"] == norm}
+    shown = "; ".join(", ".join(eps_labels(grid)) for grid in sorted(grids))
+    return f"AUC: area under the accuracy in [0, 1] over eps / (largest eps), grid {shown}"
+
+
+def sweep_table(document: Mapping[str, Any], norm: str) -> Table:
     """Accuracy in percent under the attacks of one norm, the area under each curve, and their worst case."""
     attacks = {name: record for name, record in document["attacks"].items() if record["norm"] == norm}
     grid = sorted({value for record in attacks.values() for value in record["eps"]})
-    bound = norm if norm in NORMS else f"{norm} with its own bound"
-    table = Table(
-        title=f"{label}: {document['dataset']}, {document['images']} test images, {bound} (percent)",
-        caption=f"AUC: area under the accuracy over eps / {eps_labels(grid)[-1]}, "
-        f"grid {', '.join(eps_labels(grid))}",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        collapse_padding=True,
-        pad_edge=False,
-        show_edge=False,
-    )
+    # Tight, so that a dozen radii fit into a plain terminal or log.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("eps")
     for heading in eps_labels(grid):
         table.add_column(heading, justify="right")

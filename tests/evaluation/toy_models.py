@@ -1,0 +1,107 @@
+"""Models of the digits that train in a moment, sound ones and such that hide their gradients."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from robustfast.data import load
+
+
+@cache
+def _weights() -> tuple[Tensor, Tensor]:
+    data = load("digits", "train")
+    x, y = (data.images.flatten(1) / data.scale).double(), data.labels
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.Linear(64, 10).double()
+    with torch.enable_grad():
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+        for _ in range(100):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(layer(x), y).backward()
+            optimizer.step()
+    return layer.weight.detach(), layer.bias.detach()
+
+
+class Digits(nn.Module):
+    """A linear model in float64, whose result for an image does not depend on the batch."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        weight, bias = _weights()
+        self.weight, self.bias = nn.Parameter(weight * scale), nn.Parameter(bias * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Slow on demand, for the test that kills it on the way.
+        time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
+        flat = x.flatten(1).double()
+        # As a sum over pixels of its own for each image: a product of matrices may round with the batch.
+        return (flat[:, None] * self.weight).sum(2) + self.bias
+
+
+class Quantised(Digits):
+    """Rounds its input, so that the gradient is zero everywhere: shattered gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x * 4).round() / 4)
+
+
+class Noisy(Digits):
+    """Adds a little noise in each pass, and makes most of the gradient noise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn_like(x)
+        return super().forward(x.detach() + (x - x.detach()) * (1 + 4 * noise) + 0.05 * noise)
+
+
+class Detached(Digits):
+    """Gives no gradient at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.detach()).detach()
+
+
+def digits(scale: float = 1.0) -> nn.Module:
+    return Digits(scale)
+
+
+def quantised() -> nn.Module:
+    return Quantised()
+
+
+def saturated() -> nn.Module:
+    """Logits so large that the cross entropy of what it gets right is 0 in float64, with its gradient."""
+    return Digits(5000.0)
+
+
+def noisy() -> nn.Module:
+    return Noisy()
+
+
+def detached() -> nn.Module:
+    return Detached()
+
+
+def plain():
+    """A function that is no module."""
+    return Digits().forward
+
+
+def unseeded() -> nn.Module:
+    model = Digits()
+    with torch.no_grad():
+        model.bias += torch.rand(10) * os.getpid()
+    return model
+
+
+def words() -> str:
+    return "no model"
+
+
+def five() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
