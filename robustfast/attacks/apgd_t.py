@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustfast.attacks.apgd import APGD
 from robustfast.attacks.losses import Loss
+from robustfast.ops import dlr_loss, margin_loss
 
 __all__ = ["APGDT"]
 
@@ -71,14 +72,11 @@ class APGDT(APGD):
         )  # fmt: skip
 
     def _ascended(self) -> Loss:
-        ratio = self.loss == "dlr"
+        loss = dlr_loss if self.loss == "dlr" else margin_loss
 
         def climbed(logits: Tensor, goal: Tensor) -> Tensor:
-            if logits.dtype in (torch.float16, torch.bfloat16):
-                logits = logits.float()
-            # A label out of range would kill the CUDA context; it is reported after the loop.
-            y, target = goal.clamp(0, logits.shape[1] - 1).unbind(1)
-            return _ratio(logits, y, target) if ratio else _difference(logits, y, target)
+            y, target = goal.unbind(1)
+            return loss(logits, y, target=target)
 
         return climbed
 
@@ -94,12 +92,3 @@ class APGDT(APGD):
         for number, target in enumerate(targets.unbind(1)):
             for restart in range(self.restarts):
                 yield (number, restart), torch.stack((y, target), 1)
-
-
-def _difference(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-
-
-def _ratio(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    top = logits.topk(4, dim=1).values
-    return _difference(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
