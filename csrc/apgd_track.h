@@ -72,9 +72,9 @@ struct ApgdState {
   Values<T> step_size, sparsity;
 };
 
-// Which rows of images are copied for one sample.
+// Which rows of images are copied for one sample before any check.
 struct ApgdCopies {
-  bool to_fooled, to_best, from_best;
+  bool to_fooled, to_best;
 };
 
 // m < 0.95 of before, exactly.
@@ -104,7 +104,7 @@ C10_HOST_DEVICE inline ApgdCopies apgd_take_in(const ApgdState<T>& s, const Apgd
   if (better) s.loss_best.set(i, loss);
   s.increases[i] += rules.above(loss, s.loss_last.get(i));
   s.loss_last.set(i, loss);
-  return {now, better, false};
+  return {now, better};
 }
 
 // The check of sample i: step size, share and counts; returns whether it starts anew from its best image. `m` counts
