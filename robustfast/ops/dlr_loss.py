@@ -26,8 +26,8 @@ def dlr_loss(logits: Tensor, y: Tensor, *, target: Tensor | None = None) -> Tens
     climbed, the second one towards the class t. Logits that are all equal give 0.
 
     One pass over the logits forward and one backward; no sort, and the same bits as the authors' form. The gradient is
-    what autograd makes of that form: at the classes of the numerator, and at those of the denominator. Where logits tie,
-    the authors' sort leaves to chance which of the tied classes gets it; here the lower class counts as the larger
+    what autograd makes of that form: at the classes of the numerator, and at those of the denominator. Where logits
+    tie, the authors' sort leaves to chance which of the tied classes gets it; here the lower class counts as the larger
     logit, as `torch.max` on a CPU and a stable sort have it. A nan is the largest logit, and makes the loss nan. There
     is no second derivative.
 

@@ -21,15 +21,15 @@ def margin_loss(
 ) -> Tensor:
     """Margin of each sample, positive exactly where it is misclassified, cut off at `kappa`.
 
-    min(max_{j != y} z_j - z_y, kappa), for attacks that climb away from the label y: the loss of Carlini and Wagner 2017
-    (arXiv:1608.04644, section V.A, f_6), as PGD and SPSA climb it. With `target` it is min(z_target - z_y, kappa), which
-    climbs from y to one class. Their own targeted form, max(max_{j != t} z_j - z_t, -kappa) with the wanted class t, is
-    to be descended: this one with y = t, without its lower end.
+    min(max_{j != y} z_j - z_y, kappa), for attacks that climb away from the label y: the loss of Carlini and Wagner
+    2017 (arXiv:1608.04644, section V.A, f_6), as PGD and SPSA climb it. With `target` it is min(z_target - z_y, kappa),
+    which climbs from y to one class. Their own targeted form, max(max_{j != t} z_j - z_t, -kappa) with the wanted class
+    t, is to be descended: this one with y = t, without its lower end.
 
     One pass over the logits forward and one backward. The gradient is 1 at the other class and -1 at y, bit for bit
     what autograd makes of the plain form; nothing where the margin exceeds kappa. Among equal largest logits the lowest
-    class gets it, as from `torch.max` on a CPU. A nan is the largest logit, as for `torch.max`, so that the loss of such
-    a sample is nan. There is no second derivative.
+    class gets it, as from `torch.max` on a CPU. A nan is the largest logit, as for `torch.max`, so that the loss of
+    such a sample is nan. There is no second derivative.
 
     Args:
         logits: [B, K], K >= 2, any strides, any floating dtype; half precision counts in float32, and its gradient is
