@@ -1,4 +1,4 @@
-"""The difference of logits ratio: by sorting, by topk, that compiled, and ours; the value alone, and with its gradient."""
+"""Difference of logits ratio: by sorting, by topk, that compiled, and ours; the value alone, and with its gradient."""
 
 from __future__ import annotations
 
