@@ -112,7 +112,12 @@ class FAB(Attack):
         self._graph = GraphedLoop(model, self._search, warn=engine == "auto", writes=(*self._writes, "peaks"))
 
     def _run(self, x: Tensor, y: Tensor, index: Tensor, epoch: int, start: Tensor | None) -> Tensor:
-        logits = self._gradient.logits(x)
+        leaf = x.detach().requires_grad_()
+        logits = self._gradient.forward(leaf)
+        if not logits.requires_grad:
+            # Refused also where every sample is misclassified, and no gradient would be taken.
+            self._gradient.gradient_of(logits, leaf)
+        logits = logits.detach()
         label = y.clamp(0, logits.shape[1] - 1)
         nearest = torch.full_like(x.flatten(1)[:, 0], torch.inf)
         radius = RADIUS[self.norm] if self.eps is None else self.eps

@@ -106,7 +106,7 @@ def test_hand_computed(backend: str) -> None:
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("norm", NORMS)
 def test_hostile_rows_stay(backend: str, norm: str) -> None:
-    x, w, b = rows(9, 0, dtype=torch.float32)
+    x, w, b = rows(8, 0, dtype=torch.float32)
     w[0] = 0
     w[1, 3] = torch.nan
     w[2, 3] = torch.inf
@@ -129,7 +129,7 @@ def test_hostile_rows_stay(backend: str, norm: str) -> None:
         )
 
 
-@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_scale_of_the_hyperplane_does_not_matter(backend: str, norm: str) -> None:
     # The published code takes |w| <= 1e-8 for zero under l2 and l1.
@@ -167,7 +167,7 @@ def test_several_points_per_hyperplane(backend: str, norm: str) -> None:
     assert torch.equal(together, torch.cat(alone))
 
 
-@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("norm", NORMS)
 def test_out_may_be_the_points_or_a_view(backend: str, norm: str) -> None:
     x, w, b = rows(4, 3, dtype=torch.float32)
