@@ -191,10 +191,11 @@ void pgd_step_cpu(const Tensor& x_adv, const Tensor& grad, const Tensor& x, cons
       run<T, G>(a, g, c, steps, radii, static_cast<Norm>(norm), static_cast<Step>(step), k,
                 {static_cast<T>(lo), static_cast<T>(hi)}, dense);
     };
-    // THO_DISPATCH_V2 leaks commas outside parentheses, so its body is a single call.
+    // THO_DISPATCH_V2 leaks commas outside parentheses, so its body is a single call. A gradient that was laid out anew
+    // has the dtype of the images.
     THO_DISPATCH_V2(x.scalar_type(), "pgd_step", AT_WRAP([&] {
                       using image_t = scalar_t;
-                      THO_DISPATCH_V2(grad.scalar_type(), "pgd_step", AT_WRAP([&] { typed(image_t(), scalar_t()); }),
+                      THO_DISPATCH_V2(g.scalar_type(), "pgd_step", AT_WRAP([&] { typed(image_t(), scalar_t()); }),
                                       AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
                     }),
                     AT_EXPAND(AT_FLOATING_TYPES));

@@ -276,3 +276,14 @@ def test_layouts_stay() -> None:
         )
         assert laid.is_contiguous(memory_format=one)
         assert torch.equal(laid, pgd_step(x_adv, grad, x, step_size=0.1, eps=0.2))
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_a_half_gradient_in_another_layout_is_read_as_it_is(backend: str) -> None:
+    """The copy in the images' layout is of the images' dtype, no longer of the gradient's."""
+    x_adv, grad, x = images(4, 5)
+    grad = grad.bfloat16()
+    rule = {"step_size": 0.1, "eps": 0.2}
+    with use_backend(backend):
+        other = pgd_step(x_adv, grad.contiguous(memory_format=torch.channels_last), x, **rule)
+        assert torch.equal(other, pgd_step(x_adv, grad, x, **rule))
