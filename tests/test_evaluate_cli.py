@@ -2,11 +2,19 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from robustfast.command_line import main_wrapper
 from robustfast.evaluate import main
+from robustfast.evaluation.grids import GRIDS
 from robustfast.training.fit import fit
 from robustfast.training.presets import PRESETS
 
@@ -126,3 +134,205 @@ def test_folder_that_cannot_be_written(run, tmp_path, capsys):
     code, _, err = call(capsys, tmp_path, "--images", "16", "--attack.steps", "1")
     assert code == 2
     assert "cannot make the folder" in err
+
+
+# Accuracy against eps: of this run, and of models that need none. The toys are in float64, whose results do not depend
+# on how images are cut into batches.
+
+TOYS = Path(__file__).parent / "evaluation" / "toy_models.py"
+TOY = ["--model", f"{TOYS}:digits", "--dataset", "digits", "--device", "cpu"]
+SWEEP = [
+    "--attacks",
+    "pgd3,fgsm,square10-l2,ddn5",
+    "--eps",
+    "16/255,0.1",
+    "--eps-l2",
+    "0.2,0.4",
+    "--images",
+    "50",
+]
+
+
+def test_sweep_of_a_run(run, capsys):
+    argv = ["--attacks", "pgd3,digits-linf,pgd2-l2", "--eps", "8/255,16/255", "--images", "16"]
+    code, out, err = call(capsys, run, *argv, "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "grid 0, 8/255, 16/255" in out
+    assert "way R: digits, 16 test images, linf (percent)" in out
+    document = json.loads((run / "evaluation" / "sweep.json").read_text())
+    assert (document["preset"], document["way"], document["checkpoint"]) == (
+        "digits-aatpp",
+        "r",
+        {"name": "last", "epoch": 1},
+    )
+    assert document["attacks"]["pgd3"]["eps"] == [0, 8 / 255, 16 / 255]
+    assert document["attacks"]["digits-linf"]["attack"]["steps"] == 20
+    assert set(document["worst_case"]) == {"linf", "l2"}
+    assert (run / "evaluation" / "sweep-linf.png").exists()
+    assert not (run / "evaluation" / "sweep.partial").exists()
+    code, out, _ = call(capsys, run, *argv, "--way", "s", "--device", "cpu")
+    assert code == 0
+    assert json.loads((run / "evaluation" / "sweep.json").read_text())["weights"] != document["weights"]
+
+
+def test_sweep_without_radii_takes_the_data_sets(run, capsys, tmp_path):
+    code, _, err = call(capsys, run, "--attacks", "pgd1,pgd1-l2,stadv1", "--images", "8", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    attacks = json.loads((tmp_path / "sweep.json").read_text())["attacks"]
+    assert [attacks[name]["eps"] for name in attacks] == [
+        list(GRIDS["digits"]["linf"]),
+        list(GRIDS["digits"]["l2"]),
+        [0.0, 0.05],
+    ]
+
+
+def test_autoattack_protocol(capsys, tmp_path):
+    code, out, err = call(capsys, *TOY, "--protocol", "autoattack", "--images", "8", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    document = json.loads((tmp_path / "autoattack.json").read_text())
+    record = document["attacks"]["autoattack"]
+    assert record["eps"] == [0.0, 0.1]
+    assert record["attack"]["version"] == "standard"
+    assert list(record["attack"]["settings"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    won = sum(record["won_by"][1].values())
+    assert won > 0
+    assert record["accuracy"][1] == pytest.approx(document["natural"] - won / 8)
+    assert "autoattack" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--attacks", "pgd3", "--eps", "8"], "under linf a radius is in pixels of [0, 1]"),
+        (["--attacks", "pgd3", "--eps", "8/0"], "expected a number such as 0.03 or 8/255, got '8/0'"),
+        (["--attacks", "pgd3", "--eps", "__import__('os')"], "expected a number"),
+        (["--attacks", "pgd3,pgd3", "--eps", "0.1"], "expected each name once"),
+        (["--attacks", "apgd-cee"], "unknown attack 'apgd-cee'; did you mean 'apgd-ce'?"),
+        (["--attacks", "pgd3", "--protocol", "aat"], "--protocol aat attacks with its presets"),
+        (["--protocol", "aat", "--eps", "0.1"], "--eps: for --protocol sweep, not aat"),
+        (["--attacks", "pgd3", "--attack.steps", "3"], "--attack.steps: changes a preset of --protocol aat"),
+        (["--protocol", "autoattack", "--attacks", "pgd3"], "runs autoattack, not pgd3"),
+        (["--model", "a:b"], "expected a run folder or --model module:function"),
+        (["--attacks", "pgd3", "--dataset", "digits"], "--dataset goes with --model"),
+        (["--attacks", "pgd3", "--images", "0"], "--images 0: expected 1 to 359"),
+        (["--attacks", "pgd3", "--eot", "0"], "--eot 0"),
+    ],
+)
+def test_mistakes_about_sweeps(run, capsys, argv, words):
+    code, out, err = call(capsys, run, *argv)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--model", "nowhere:f", "--dataset", "digits", "--out", "o"], "there is no module nowhere here"),
+        (["--model", "nowhere:f", "--out", "o"], "name the data set"),
+        (["--model", "nowhere:f", "--dataset", "digits"], "say where its numbers go with --out FOLDER"),
+        ([*TOY, "--out", "o", "--way", "r"], "--way goes with a run, not with --model"),
+    ],
+)
+def test_mistakes_about_models(capsys, monkeypatch, tmp_path, argv, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, *argv)
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_way_that_was_not_trained(tmp_path, capsys):
+    config = PRESETS["digits-at"]
+    folder = fit(
+        dataclasses.replace(
+            config,
+            epochs=1,
+            batch_size=480,
+            attack=dataclasses.replace(config.attack, steps=1),
+            validate_every=0,
+            tensorboard=False,
+            device="cpu",
+            out=tmp_path / "a",
+        )
+    )
+    code, _, err = call(capsys, folder, "--attacks", "pgd1", "--way", "n")
+    assert code == 2
+    assert "--way n" in err
+    assert "trained r alone" in err
+
+
+def command(*argv):
+    return [sys.executable, "-m", "robustfast.evaluate", *map(str, argv)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of a sweep of a toy from the current directory, in a process of its own."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    shutil.copy(TOYS, folder / "mymodel.py")
+    done = subprocess.run(
+        command(
+            "--model", "mymodel:digits", "--dataset", "digits", *SWEEP, "--batch-size", 8, "--out", "whole"
+        ),
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(TOYS.parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # No terminal: tables and nothing that moves.
+    assert "\x1b" not in done.stdout + done.stderr
+    return folder / "whole"
+
+
+def of_model(folder, name="sweep.json"):
+    """A sweep's document but for how the model was called."""
+    document = json.loads((folder / name).read_text())
+    return {key: document[key] for key in document if key != "model"}
+
+
+def test_a_model_of_the_current_directory(whole):
+    document = json.loads((whole / "sweep.json").read_text())
+    assert document["model"] == "mymodel:digits"
+    assert document["natural"] > 0.8
+    assert set(document["attacks"]) == {"pgd3", "fgsm", "square10-l2", "ddn5"}
+    assert document["attacks"]["ddn5"]["eps"] == [0, 0.2, 0.4]
+
+
+def test_killed_and_called_again_a_sweep_ends_in_the_same_bytes(whole, tmp_path):
+    shutil.copy(TOYS, tmp_path / "mymodel.py")
+    line = command(
+        "--model", "mymodel:digits", "--dataset", "digits", *SWEEP, "--batch-size", 8, "--out", "whole"
+    )
+    env = os.environ | {"PYTHONPATH": str(TOYS.parents[2]), "OMP_NUM_THREADS": "1"}
+    partial = tmp_path / "whole" / "sweep.partial"
+    first = subprocess.Popen(line, cwd=tmp_path, env=env | {"TOY_SECONDS": "0.05"}, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(partial.glob("*.json"))) < 7 and first.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        first.kill()
+        first.wait()
+    assert first.returncode == -signal.SIGKILL
+    assert not (tmp_path / "whole" / "sweep.json").exists()
+    kept = {file: file.stat().st_mtime_ns for file in partial.glob("*.json")}
+    assert len(kept) >= 7
+    subprocess.run(line, cwd=tmp_path, env=env, check=True, capture_output=True)
+    for name in ("sweep.json", "sweep-linf.png", "sweep-l2.png"):
+        assert (tmp_path / "whole" / name).read_bytes() == (whole / name).read_bytes()
+    assert not partial.exists()
+
+
+def test_two_processes_find_what_one_finds(whole, torchrun, tmp_path):
+    argv = ["-m", "robustfast.evaluate", *TOY, *SWEEP, "--batch-size", 8, "--out", tmp_path]
+    done = torchrun(2, *argv)
+    assert of_model(tmp_path) == of_model(whole)
+    assert (tmp_path / "sweep-linf.png").exists()
+    assert done.stdout.count("written:") == 1
+    assert not (tmp_path / "sweep.partial").exists()

@@ -28,6 +28,9 @@ UNBOUNDED_STEPS = 50
 ZERO_GRADIENT_SHARE = 0.05
 """From this share of images whose gradient was zero on, a warning."""
 
+LATE_WINS, FEWEST_LATE_WINS = 0.002, 5
+"""Share of images, the threshold of AutoAttack's authors, and number that Square must win last for a warning."""
+
 # What two passes over the same images may differ in by the order of their sums, relative to the largest logit.
 ROUNDING = 1e-4
 
@@ -45,6 +48,7 @@ class Curve:
         zero: attacked images whose gradient was zero in some step.
         attacked: images attacked.
         minimal: whether it looks for the nearest image, and so stops where it has won.
+        won_by: of an ensemble, at each eps, the images that each part was the first to win; None of any other attack.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Curve:
     zero: int = 0
     attacked: int = 0
     minimal: bool = False
+    won_by: Sequence[Mapping[str, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,7 @@ def find_warnings(
     random: Randomness | None,
     *,
     eot: int = 1,
+    probabilities: bool = False,
 ) -> list[dict[str, Any]]:
     """What does not fit together, each as {"check", "text", numbers...}.
 
@@ -151,10 +157,19 @@ def find_warnings(
         probes: sums of what `probe` returned, with its "eps"; None where there was none.
         random: of the same images; None where it was not looked at.
         eot: passes an attack's gradient is averaged over.
+        probabilities: whether the model's outputs look like some.
     """
     found = []
     if random is not None and random.random:
         found.append(_random(random, eot))
+    if probabilities:
+        found.append(
+            {
+                "check": "probabilities",
+                "text": "the model's outputs are positive and sum to 1: give logits, from before the softmax, whose "
+                "gradient does not vanish where the model is sure",
+            }
+        )
     found += _weaker(curves, "single-step", ("iterative",), "single-step-stronger")
     found += _weaker(curves, "black-box", ("iterative", "single-step"), "black-box-stronger")
     found += _weaker(curves, "noise", ("iterative", "single-step"), "noise-stronger")
@@ -168,6 +183,7 @@ def find_warnings(
             }
         )
         probes = None
+    found += [warning for curve in curves for warning in _late_wins(curve)]
     found += _unbounded(curves, probes)
     if probes is not None and probes["images"]:
         few, many = (torch.tensor(probes[name], dtype=torch.bool) for name in ("few", "many"))
@@ -231,6 +247,27 @@ def _weaker(curves: Sequence[Curve], kind: str, rivals: Sequence[str], check: st
             )
             found.append(worst)
     return found
+
+
+def _late_wins(curve: Curve) -> list[dict[str, Any]]:
+    """What Square won of an ensemble's images after attacks with gradients had left them."""
+    found = []
+    for position, parts in enumerate(curve.won_by or ()):
+        wins, images = parts.get("square", 0), curve.fooled.shape[1]
+        if wins >= FEWEST_LATE_WINS and wins > LATE_WINS * images:
+            found.append(
+                {
+                    "check": "black-box-stronger",
+                    "text": f"square, which sees no gradient, won {wins} of {images} images that the parts of "
+                    f"{curve.name} before it had left at {curve.norm} eps {curve.eps[position]:g}; "
+                    f"{_because('black-box')}",
+                    "attack": curve.name,
+                    "eps": curve.eps[position],
+                    "wins": wins,
+                    "images": images,
+                }
+            )
+    return found[:1]
 
 
 def _unbounded(curves: Sequence[Curve], probes: Mapping[str, Any] | None) -> list[dict[str, Any]]:

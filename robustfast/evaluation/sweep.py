@@ -18,6 +18,7 @@ from torch import Tensor
 
 import robustfast
 from robustfast.attacks import Attack
+from robustfast.attacks.autoattack_flags import looks_like_probabilities
 from robustfast.attacks.compaction import remaining
 from robustfast.attacks.modes import eval_mode, module_of
 from robustfast.distributed import World
@@ -28,7 +29,7 @@ from robustfast.evaluation.masking import PROBE_IMAGES, probe, randomness
 from robustfast.evaluation.partial_results import PartialResults, data_digest, fingerprint
 from robustfast.evaluation.progress import AttackBar, attack_bar
 from robustfast.evaluation.subject import Subject, weights_digest
-from robustfast.evaluation.sweep_document import SweptAttack, assemble, write
+from robustfast.evaluation.sweep_document import RANDOMNESS, SweptAttack, assemble, write
 from robustfast.evaluation.sweep_tables import grid_line, heading, sweep_table, warning_lines
 from robustfast.ops.backend import active_backend
 from robustfast.seeds import derive
@@ -255,6 +256,7 @@ class _Work:
             "label": y.tolist(),
             "correct": natural["correct"],
             "random": natural["random"],
+            "probabilities": natural["probabilities"],
             "probe": None,
             "attacks": [{} for _ in self.attacks],
         }
@@ -298,8 +300,12 @@ class _Work:
         found = None
         if probed:
             compared = randomness(logits[:probed], self._logits(x)[:probed])
-            found = [compared.images, compared.labels, compared.logits, compared.largest]
-        return {"correct": (logits.argmax(1) == y).int().tolist(), "random": found}
+            found = [getattr(compared, name) for name in RANDOMNESS]
+        return {
+            "correct": (logits.argmax(1) == y).int().tolist(),
+            "random": found,
+            "probabilities": looks_like_probabilities(logits),
+        }
 
     def _probe(self, x: Tensor, y: Tensor, positions: Tensor) -> dict[str, Any]:
         if not len(x):
@@ -336,6 +342,8 @@ class _Work:
                         hit[rows] = (self._logits(pulled).argmax(1) != given["y"])[: left.count]
                         clipped.append(hit.int().tolist())
             record["gradients"] = _gradients(built, left.count)
+            if (by := getattr(built, "fooled_by", None)) is not None:
+                record["won_by"] = _spread(by[: left.count], rows.tolist(), len(x))
             fooled[rows] = won
             distance[rows] = _distance(x_adv, given["x"], attack.named.norm)[: left.count]
         if cell.eps is not None:
@@ -372,6 +380,9 @@ class _Work:
 
     def _settings(self, attack: SweepAttack) -> dict[str, Any]:
         own: dict[str, Any] = {"seed": self.settings.seed, **attack.settings}
+        if attack.named.takes("flags"):
+            # What AutoAttack would warn of batch by batch is said once, of all images, by `masking`.
+            own["flags"] = False
         if self.settings.eot > 1 and attack.named.takes("eot"):
             own["eot"] = self.settings.eot
         return own
@@ -444,6 +455,14 @@ def _pulled(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
     length = _distance(x_adv, x, norm).clamp(min=1e-30)
     factor = (eps / length).clamp(max=1).to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
     return (x + delta * factor).clamp(0, 1)
+
+
+def _spread(won_by: Sequence[str | None], rows: Sequence[int], images: int) -> list[str | None]:
+    """The part of an ensemble that won each image of a batch, from those of the images it was given."""
+    found: list[str | None] = [None] * images
+    for row, name in zip(rows, won_by, strict=True):
+        found[row] = name
+    return found
 
 
 def _bits(values: Sequence[int], device: torch.device) -> Tensor:

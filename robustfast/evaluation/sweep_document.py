@@ -3,22 +3,25 @@
     {"protocol": "sweep", "dataset": ..., "images": 10000, "weights": SHA-256, ..., "seed", "eot",
      "monotone", "minimal", "natural": accuracy,
      "attacks": {NAME: {"attack": every setting, "kind", "norm", "minimal", "eps": [0, ...], "accuracy": [...], "auc",
-                        "gradients": {"zero", "nonfinite", "attacked"}, "largest": [...]}},
+                        "gradients": {"zero", "nonfinite", "attacked"}, "largest": [...],
+                        "won_by": [{PART: images} for each eps]}},
      "worst_case": {NORM: {"attacks": [...], "eps": [...], "accuracy": [...], "auc"}},
      "probes": {...}, "randomness": {...},
      "warnings": [{"check", "text", numbers...}],
      "per_sample": {"index": [...], "label": [...], "correct": [1, ...],
-                    "fooled": {NAME: [[0, ...] for each eps]}, "distance": {NAME: [0.31, null, ...]}}}
+                    "fooled": {NAME: [[0, ...] for each eps]}, "distance": {NAME: [0.31, null, ...]},
+                    "won_by": {NAME: [[PART, null, ...] for each eps]}}}
 
 Accuracies are fractions of all images, at eps 0 the natural one; AUC is `robustfast.evaluation.grids.area`.
 `distance` is that to the nearest image an attack that looks for it found, 0 for images that were misclassified from the
-start, null where it found none. `largest` is the longest perturbation of an attack that is given its eps, at each. Both
-`few` and `many` of `probes` hold one entry for each image that was probed.
+start, null where it found none. `won_by` tells of an ensemble which part won an image first. `largest` is the longest
+perturbation of an attack that is given its eps, at each. `few` and `many` of `probes` have one entry for each image.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +36,11 @@ from robustfast.evaluation.grids import area
 from robustfast.evaluation.masking import Curve, Randomness, find_warnings
 from robustfast.training.checkpoint import write_durably
 
-__all__ = ["SweptAttack", "assemble", "read", "write"]
+__all__ = ["RANDOMNESS", "SweptAttack", "assemble", "read", "write"]
+
+
+RANDOMNESS = ("images", "labels", "logits", "largest")
+"""What is kept of a `Randomness`, in this order."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def assemble(
         probe_eps: linf radius of the probes.
     """
     correct = _joined(batch["correct"] for batch in batches)
-    records, curves, fooled_by, distances = {}, [], {}, {}
+    records, curves, fooled_by, distances, won_by = {}, [], {}, {}, {}
     for number, attack in enumerate(attacks):
         pieces = [batch["attacks"][number] for batch in batches]
         name = attack.named.name
@@ -93,6 +100,13 @@ def assemble(
             "gradients": {"zero": zero, "nonfinite": nonfinite, "attacked": attacked},
             "largest": largest,
         }
+        parts = [_won_by([piece[k] for piece in pieces if k in piece]) for k in range(1, len(attack.eps))]
+        if any(part is not None for part in parts):
+            won_by[name] = [[None] * len(correct), *parts]
+            records[name]["won_by"] = [
+                dict(sorted(Counter(part for part in row if part is not None).items()))
+                for row in won_by[name]
+            ]
         curves.append(
             Curve(
                 name,
@@ -103,6 +117,7 @@ def assemble(
                 zero,
                 attacked,
                 attack.named.minimal,
+                records[name].get("won_by"),
             )
         )
     probes = _probes([batch["probe"] for batch in batches if batch["probe"] is not None], probe_eps)
@@ -113,16 +128,21 @@ def assemble(
         "attacks": records,
         "worst_case": _worst_cases(attacks, fooled_by),
         "probes": probes,
-        "randomness": None
-        if random is None
-        else {name: getattr(random, name) for name in ("images", "labels", "logits", "largest")},
-        "warnings": find_warnings(curves, probes, random, eot=header["eot"]),
+        "randomness": None if random is None else {name: getattr(random, name) for name in RANDOMNESS},
+        "warnings": find_warnings(
+            curves,
+            probes,
+            random,
+            eot=header["eot"],
+            probabilities=all(batch["probabilities"] for batch in batches),
+        ),
         "per_sample": {
             "index": [value for batch in batches for value in batch["index"]],
             "label": [value for batch in batches for value in batch["label"]],
             "correct": correct.int().tolist(),
             "fooled": {name: [row.int().tolist() for row in rows] for name, rows in fooled_by.items()},
             "distance": distances,
+            "won_by": won_by,
         },
     }
 
@@ -211,6 +231,14 @@ def _worst_cases(
     return found
 
 
+def _won_by(found: Sequence[Mapping[str, Any]]) -> list[str | None] | None:
+    """Which part of an ensemble won each image at one eps; None where the attack is no ensemble."""
+    if not any("won_by" in piece for piece in found):
+        return None
+    # A batch of which nothing was left to attack names none.
+    return [name for piece in found for name in piece.get("won_by", [None] * len(piece["fooled"]))]
+
+
 def _probes(found: Sequence[Mapping[str, Any]], eps: float) -> dict[str, Any] | None:
     if not found:
         return None
@@ -227,8 +255,8 @@ def _probes(found: Sequence[Mapping[str, Any]], eps: float) -> dict[str, Any] | 
 def _randomness(found: Sequence[Sequence[Any]]) -> Randomness | None:
     if not found:
         return None
-    images, labels, logits, largest = zip(*found, strict=True)
-    return Randomness(sum(images), sum(labels), sum(logits), max(largest))
+    *counts, largest = zip(*found, strict=True)
+    return Randomness(*map(sum, counts), max(largest))
 
 
 def _joined(rows: Any) -> Tensor:

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from robustfast.attacks import DDN, PGD, Attack
+from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.evaluation import sweep as sweeping
 from robustfast.evaluation.attack_names import parse, parse_all
@@ -374,6 +375,19 @@ def test_mistakes_about_the_sweep_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot make the folder"):
         sweep(subject(), attacks("pgd3"), out=tmp_path / "file", console=Console(quiet=True))
+
+
+class OtherWeights(World):
+    """Stands for processes of which the other one holds another model."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, "another"]
+
+
+def test_processes_with_other_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the processes hold different weights"):
+        sweep(subject(), attacks("pgd3"), out=tmp_path, console=Console(quiet=True), world=OtherWeights())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"protocol": "aat"}'])

@@ -92,13 +92,6 @@ def plain():
     return Digits().forward
 
 
-def unseeded() -> nn.Module:
-    model = Digits()
-    with torch.no_grad():
-        model.bias += torch.rand(10) * os.getpid()
-    return model
-
-
 def words() -> str:
     return "no model"
 
