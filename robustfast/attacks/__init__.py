@@ -18,14 +18,17 @@ from robustfast.attacks.losses import LOSSES
 from robustfast.attacks.margin_pgd import MarginPGD
 from robustfast.attacks.mim import MIM
 from robustfast.attacks.modes import eval_mode
+from robustfast.attacks.noise import RandomNoise
 from robustfast.attacks.pgd import PGD, pgd
 from robustfast.attacks.pgd_c import PGDC
 from robustfast.attacks.pgd_foolbox import PGDFoolbox
 from robustfast.attacks.presets import ATTACKS, Preset
 from robustfast.attacks.recolor import ReColorAdv
+from robustfast.attacks.spsa import SPSA
 from robustfast.attacks.square import Square
 from robustfast.attacks.stadv import StAdv
 from robustfast.attacks.three_way_pgd import ThreeWayPGD
+from robustfast.attacks.transfer import Transfer
 
 __all__ = [
     "APGD",
@@ -42,6 +45,7 @@ __all__ = [
     "MIM",
     "PGD",
     "PGDC",
+    "SPSA",
     "Attack",
     "AttackConfig",
     "AttackReport",
@@ -51,10 +55,12 @@ __all__ = [
     "MarginPGD",
     "PGDFoolbox",
     "Preset",
+    "RandomNoise",
     "ReColorAdv",
     "Square",
     "StAdv",
     "ThreeWayPGD",
+    "Transfer",
     "eval_mode",
     "pgd",
 ]

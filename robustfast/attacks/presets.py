@@ -21,12 +21,15 @@ from robustfast.attacks.fgsm_rs import FGSMRS
 from robustfast.attacks.jpeg import JPEG
 from robustfast.attacks.margin_pgd import MarginPGD
 from robustfast.attacks.mim import MIM
+from robustfast.attacks.noise import RandomNoise
 from robustfast.attacks.pgd import PGD
 from robustfast.attacks.pgd_c import PGDC
 from robustfast.attacks.pgd_foolbox import PGDFoolbox
 from robustfast.attacks.recolor import ReColorAdv
+from robustfast.attacks.spsa import SPSA
 from robustfast.attacks.square import Square
 from robustfast.attacks.stadv import StAdv
+from robustfast.attacks.transfer import Transfer
 
 __all__ = ["ATTACKS", "Preset"]
 
@@ -72,5 +75,8 @@ ATTACKS: dict[str, Preset] = {
     "stadv": Preset(StAdv),
     "jpeg": Preset(JPEG),
     "recolor": Preset(ReColorAdv),
+    "spsa": Preset(SPSA),
+    "noise": Preset(RandomNoise),
+    "transfer": Preset(Transfer),
 }
 """Attack name to what builds it; each is built from a model and keywords and called with images and labels."""

@@ -72,6 +72,8 @@ def build(name: str, norm: str | None, model: Any, **more: Any) -> Attack:
     """The attack by its name, cut down to a few steps."""
     preset = ATTACKS[name]
     bound = {} if norm is None else {"norm": norm, "eps": more.pop("eps", EPS[norm])}
+    if name == "transfer":
+        more.setdefault("source", model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole = preset(model, **bound, **more)
