@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,7 +18,7 @@ from robustfast.evaluation.attack_names import NORMS, parse_all
 from robustfast.evaluation.attacks import ATTACKS as PRESETS
 from robustfast.evaluation.attacks import EvaluationAttack, attacks_for
 from robustfast.evaluation.grids import checked_grid, grid, standard_eps
-from robustfast.evaluation.subject import Subject, model_subject, run_subject
+from robustfast.evaluation.subject import Subject, model_subject, named_model, run_subject, weights_digest
 from robustfast.evaluation.sweep import SweepAttack, SweepSettings, sweep
 from robustfast.ops.backend import configured_backend
 from robustfast.together import together
@@ -87,6 +87,8 @@ class Arguments:
     """Logits of --model where they are not as many as the data set has classes."""
     image_size: int | None = None
     """Side to which image files are resized for --model."""
+    source: str | None = None
+    """Whose adversarial images the attack transfer takes: a run folder, or module:function."""
     out: Path | None = None
     """Folder for the numbers and figures of a sweep; a run has its own."""
     eot: int = 1
@@ -174,6 +176,7 @@ SWEEP_FLAGS = (
     "eps_own",
     "way",
     "model",
+    "source",
     "out",
     "eot",
     "monotone",
@@ -234,12 +237,13 @@ def _sweep(arguments: Arguments, protocol: str, world: World) -> None:
             arguments.seed, arguments.eot, arguments.monotone, arguments.minimal, arguments.probes
         ),
     )
-    attacks = together(world, lambda: _attacks(arguments, protocol, found.dataset))
+    attacks = together(world, lambda: _attacks(arguments, protocol, found))
     sweep(found, attacks, settings, protocol=protocol, out=arguments.out, world=world)
 
 
-def _attacks(arguments: Arguments, protocol: str, dataset: str) -> list[SweepAttack]:
+def _attacks(arguments: Arguments, protocol: str, subject: Subject) -> list[SweepAttack]:
     """The attacks of a sweep with their radii."""
+    dataset = subject.dataset
     names = arguments.attacks or (("autoattack",) if protocol == "autoattack" else DEFAULT_ATTACKS)
     named = parse_all(names)
     given = {
@@ -264,8 +268,18 @@ def _attacks(arguments: Arguments, protocol: str, dataset: str) -> list[SweepAtt
             eps = (0.0, standard_eps(dataset, attack.norm))
         else:
             eps = grid(dataset, attack.norm)
-        rand = {"version": "rand"} if arguments.eot > 1 and attack.attack == "autoattack" else {}
-        found.append(SweepAttack(attack, eps, rand))
+        settings: dict[str, Any] = {}
+        described = {}
+        if arguments.eot > 1 and attack.attack == "autoattack":
+            settings["version"] = "rand"
+        if attack.attack == "transfer":
+            if arguments.source is None:
+                raise UserError(
+                    "attack transfer takes its images from another model: name a run or module:function with --source"
+                )
+            settings["source"] = named_model(arguments.source, subject.source.device)
+            described = {"source": arguments.source, "source_weights": weights_digest(settings["source"])}
+        found.append(SweepAttack(attack, eps, settings, described))
     return found
 
 

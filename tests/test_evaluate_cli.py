@@ -200,6 +200,26 @@ def test_autoattack_protocol(capsys, tmp_path):
     assert "autoattack" in out
 
 
+def test_images_of_another_model(run, capsys, tmp_path):
+    argv = [*TOY, "--attacks", "transfer,pgd10", "--eps", "0.2", "--images", "40"]
+    for source in (f"{TOYS}:digits", run):
+        code, _, err = call(capsys, *argv, "--source", source, "--out", tmp_path / Path(source).name)
+        assert (code, err) == (0, "")
+    itself, other = (
+        json.loads((tmp_path / name / "sweep.json").read_text())
+        for name in ("toy_models.py:digits", run.name)
+    )
+    assert itself["attacks"]["transfer"]["attack"]["source_weights"] == itself["weights"]
+    assert other["attacks"]["transfer"]["attack"]["source"] == str(run)
+    # Ten steps on the model itself are stronger than those on a network of one epoch.
+    accuracies = [
+        document["attacks"][name]["accuracy"][1]
+        for document in (itself, other)
+        for name in ("transfer", "pgd10")
+    ]
+    assert accuracies[0] == accuracies[1] == accuracies[3] < accuracies[2]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -216,6 +236,8 @@ def test_autoattack_protocol(capsys, tmp_path):
         (["--attacks", "pgd3", "--dataset", "digits"], "--dataset goes with --model"),
         (["--attacks", "pgd3", "--images", "0"], "--images 0: expected 1 to 359"),
         (["--attacks", "pgd3", "--eot", "0"], "--eot 0"),
+        (["--attacks", "transfer", "--eps", "0.1"], "name a run or module:function with --source"),
+        (["--attacks", "transfer", "--eps", "0.1", "--source", "nothing"], "expected module:function"),
     ],
 )
 def test_mistakes_about_sweeps(run, capsys, argv, words):

@@ -26,7 +26,7 @@ from robustfast.training.fit import data_folder
 from robustfast.training.held_out import spread
 from robustfast.training.run_folder import RunFolder, load_run, resolve_device
 
-__all__ = ["Subject", "imported_model", "model_subject", "run_subject", "weights_digest"]
+__all__ = ["Subject", "imported_model", "model_subject", "named_model", "run_subject", "weights_digest"]
 
 BATCH = 256
 """The largest batch that is taken unasked: that of a run on many GPUs need not fit on one of them."""
@@ -91,7 +91,7 @@ def run_subject(
     run = load_run(path, which=checkpoint, device=device)
     config = run.config
     ways = lookup("objective", OBJECTIVES, config.method).main_ways
-    chosen = way or ("r" if "r" in ways else ways[0])
+    chosen = way or _main_way(config.method)
     if chosen not in ways:
         raise UserError(f"--way {chosen}: {path} trained {', '.join(ways)} alone ({config.method})")
     found = load(config.dataset, "test", data_dir or data_folder(config), image_size=config.image_size)
@@ -204,6 +204,26 @@ def imported_model(spec: str, arguments: Sequence[str] = ()) -> Model:
             f"--model {spec} returned {type(model).__name__}, expected a module or a function of images"
         )
     return model
+
+
+def named_model(spec: str, device: torch.device) -> Model:
+    """A model to make adversarial images against: a run folder (its robust way where it was trained, else the one that
+    was), or ``module:function``.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if Path(spec).is_dir():
+        run = load_run(Path(spec), device=device)
+        return run.model.way(_main_way(run.config.method))
+    model = imported_model(spec)
+    return model.to(device).eval() if isinstance(model, nn.Module) else model
+
+
+def _main_way(method: str) -> str:
+    """The robust way where it is trained, else the first: as best.pt goes by."""
+    ways = lookup("objective", OBJECTIVES, method).main_ways
+    return "r" if "r" in ways else ways[0]
 
 
 def weights_digest(model: Model) -> str:

@@ -47,11 +47,13 @@ class SweepAttack:
         named: the attack.
         eps: rising, the first one 0: there the images are left as they are.
         settings: on top of the name's own.
+        described: plain values that say what a setting is which is none itself, such as another model.
     """
 
     named: NamedAttack
     eps: tuple[float, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    described: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -376,7 +378,9 @@ class _Work:
         """Every setting of an attack but its radius."""
         attack = self.attacks[number]
         built = self._attack(number, None if attack.named.minimal else len(attack.eps) - 1)
-        return {key: value for key, value in attack.named.as_json(built).items() if key != "eps"}
+        config = {**attack.named.as_json(built), **attack.described}
+        del config["eps"]
+        return config
 
     def _settings(self, attack: SweepAttack) -> dict[str, Any]:
         own: dict[str, Any] = {"seed": self.settings.seed, **attack.settings}
