@@ -44,7 +44,7 @@ class RandomNoise(Attack):
         law: "ball" or "sphere".
         restarts: draws for each sample.
         loss: ranks draws that fool the model alike: "margin", "ce", "dlr", or a function (logits, y) -> [B].
-        targeted: a draw fools the model where it answers y; the least loss ranks first.
+        targeted: a draw fools the model where it answers y; the least loss ranks first. Needs restarts.
         bounds, batch_norm, seed, engine: as for `Attack`.
 
     Raises:
@@ -73,6 +73,8 @@ class RandomNoise(Attack):
             raise ValueError(f"law is {law!r}, expected 'ball' or 'sphere'")
         if not isinstance(restarts, int) or restarts < 1:
             raise ValueError(f"restarts is {restarts!r}, expected a whole number from 1")
+        if targeted and restarts == 1:
+            raise ValueError("targeted noise with one draw goes nowhere: give it restarts to choose from")
         super().__init__(
             model, norm=norm, eps=eps, loss=loss, targeted=targeted, bounds=bounds, batch_norm=batch_norm, seed=seed,
             engine=engine,

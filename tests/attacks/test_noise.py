@@ -100,6 +100,23 @@ def test_restarts_keep_the_strongest_of_each_sample() -> None:
     assert best.unique().numel() > 3
 
 
+def test_targeted_it_keeps_what_comes_closest_to_the_class() -> None:
+    weight = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, y = torch.rand(20, 12, dtype=torch.float64), torch.arange(20) % 4
+
+    def margin(images: Tensor) -> Tensor:
+        logits = images @ weight
+        return logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None]).squeeze(1)
+
+    attack = RandomNoise(lambda x: x @ weight, eps=0.3, restarts=5, targeted=True)
+    found = margin(attack(x, y))
+    draws = [
+        margin(random_start(x, eps=0.3, bounds=(0.0, 1.0), seed=attack._key(0, restart)))
+        for restart in range(5)
+    ]
+    assert torch.equal(found, torch.stack(draws).amin(0))
+
+
 def test_a_draw_of_nan_logits_is_never_the_strongest() -> None:
     x, y = torch.rand(6, 5), torch.zeros(6, dtype=torch.int64)
     first = RandomNoise(never, eps=0.1)(x, y)
@@ -122,6 +139,7 @@ def test_a_draw_of_nan_logits_is_never_the_strongest() -> None:
         ({"law": "cube"}, "law is 'cube', expected 'ball' or 'sphere'"),
         ({"restarts": 0}, "restarts is 0"),
         ({"eps": None}, "eps is None"),
+        ({"targeted": True}, "targeted noise with one draw goes nowhere"),
     ],
 )
 def test_wrong_settings(settings: dict[str, object], message: str) -> None:
