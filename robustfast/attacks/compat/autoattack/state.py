@@ -77,4 +77,4 @@ class EvaluationState:
         """Share of samples that stand so far."""
         if self.robust_flags is None:
             raise ValueError("robust_flags is not set yet. Start the attack first.")
-        return self.robust_flags.float().mean().item()
+        return self.robust_flags.double().mean().item()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustfast import attacks
+from robustfast.attacks.attack import check_images
 from robustfast.attacks.compat.foolbox.base import FixedEpsilonAttack, goal, verify_input_bounds
 from robustfast.attacks.compat.foolbox.criteria import get_criterion
 from robustfast.attacks.compat.foolbox.distances import l1, l2, linf
@@ -102,13 +103,15 @@ class BaseGradientDescent(FixedEpsilonAttack):
         return attack(x, classes, epoch=key, eps=epsilon, step_size=self._stepsize(epsilon))
 
     def _plain(self, model: Model, x0: Tensor, classes: Tensor, targeted: bool, epsilon: float) -> Tensor:
+        check_images(x0, tuple(model.bounds))
         sign = -1.0 if targeted else 1.0
         loss_fn = self.get_loss_fn(model, classes)
         optimizer = self.get_optimizer(x0, self._stepsize(epsilon))
         x = self.get_random_start(x0, epsilon).clamp(*model.bounds) if self.random_start else x0
         for _ in range(self.steps):
             _, gradients = self.value_and_grad(loss_fn, x)
-            gradients = self.normalize(gradients, x=x, bounds=model.bounds)
+            # As everywhere here: an entry that is nan counts as zero, and does not stay in a momentum for good.
+            gradients = self.normalize(gradients.nan_to_num(nan=0.0), x=x, bounds=model.bounds)
             x = self.project(x + sign * optimizer(gradients), x0, epsilon).clamp(*model.bounds)
         return x.detach()
 

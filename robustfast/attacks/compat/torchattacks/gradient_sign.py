@@ -155,9 +155,9 @@ class EOTPGD(PGD):
         self, model: Any, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10, eot_iter: int = 2,
         random_start: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(model, eps, alpha, steps, random_start)
-        self.attack = "EOTPGD"
+        _Climb.__init__(self, "EOTPGD", model, eps, alpha, steps)
         self.eot_iter = eot_iter
+        self.random_start = random_start
 
     def _kind(self) -> Any:
         return Averaged
@@ -195,8 +195,12 @@ class MIFGSM(_Climb):
     def __init__(
         self, model: Any, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10, decay: float = 1.0
     ) -> None:
-        super().__init__("MIFGSM", model, eps, alpha, steps)
+        Attack.__init__(self, "MIFGSM", model)
+        self.eps = eps
+        self.steps = steps
         self.decay = decay
+        self.alpha = alpha
+        self.supported_mode = ["default", "targeted"]
 
     def _kind(self) -> Any:
         return attacks.MIM
