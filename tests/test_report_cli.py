@@ -19,6 +19,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from robustfast import evaluate
 from robustfast.command_line import main_wrapper
 from robustfast.evaluation.aat import FILE, evaluate_run
 from robustfast.evaluation.attacks import attacks_for
@@ -133,6 +134,37 @@ def test_one_run_has_every_section(pages: dict[str, Path], runs: tuple[Path, Pat
         assert f"{100 * value:.2f}" in page.text
     assert "perturbation ×5" in page.text
     assert "attack.eps" in page.text
+
+
+def test_accuracy_against_eps_stands_on_the_page(runs: tuple[Path, Path], call: Call, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(runs[0], tmp_path / "a"))
+    sweep = ["--attacks", "pgd2,fgsm,pgd2-l2", "--eps", "8/255,16/255", "--images", "24", "--device", "cpu"]
+    assert main_wrapper(evaluate.main, [str(path), *sweep]) == 0
+    file = path / "evaluation" / "sweep.json"
+    document = json.loads(file.read_text())
+    document["warnings"] = [{"check": "a", "text": "something is <masked>"}]
+    file.write_text(json.dumps(document))
+    code, _, err = call(path, "--images", "2", "--attacked", "0", "--device", "cpu")
+    assert (code, err) == (0, "")
+    page = Page(path / "report.html")
+    assert [name for name in page.ids if "-" not in name][:2] == ["accuracy", "sweep"]
+    assert len(set(page.ids)) == len(page.ids)
+    assert "something is <masked>" in page.text
+    for words in (
+        "eps 8/255",
+        "all of them",
+        f"{document['attacks']['pgd2']['auc']:.4f}",
+        "way R, 24 test images, l2",
+    ):
+        assert words in page.text
+    drawn = [drawing["aria-label"] or "" for drawing in page.tags["svg"]]
+    assert [label for label in drawn if "radius of each attack" in label] == [
+        f"Lines: accuracy of a against the {norm} radius of each attack" for norm in ("linf", "l2")
+    ]
+    file.write_text("{")
+    code, _, err = call(path, *QUICK)
+    assert code == 2
+    assert "sweep.json: not JSON" in err
 
 
 def test_two_runs_stand_side_by_side_with_what_differs(pages: dict[str, Path]) -> None:

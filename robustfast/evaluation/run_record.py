@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from robustfast.errors import UserError
 from robustfast.evaluation import document as documents
+from robustfast.evaluation import sweep_document
 from robustfast.evaluation.aat import FILE
 from robustfast.evaluation.curves import Series, metric_lines, series
 from robustfast.objectives import OBJECTIVES
@@ -34,6 +35,7 @@ class RunRecord:
         stopped_early: whether early stopping ended it.
         series: every number of metrics.jsonl over the epochs.
         document: the evaluation by the data set's own attacks; None where the run was not evaluated.
+        sweeps: evaluations of accuracy against eps by their protocol, "sweep" and "autoattack", where there are any.
     """
 
     label: str
@@ -44,6 +46,7 @@ class RunRecord:
     stopped_early: bool
     series: Mapping[str, Series]
     document: Mapping[str, Any] | None
+    sweeps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -133,4 +136,9 @@ def _read(path: Path, label: str) -> RunRecord:
         stopped_early=bool(ended.get("stopped_early")),
         series=series(folder.metrics, numbers),
         document=document,
+        sweeps={
+            protocol: sweep_document.read(file)
+            for protocol in sweep_document.PROTOCOLS
+            if (file := path / "evaluation" / f"{protocol}.json").exists()
+        },
     )

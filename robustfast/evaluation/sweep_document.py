@@ -36,8 +36,11 @@ from robustfast.evaluation.grids import area
 from robustfast.evaluation.masking import Curve, Randomness, find_warnings
 from robustfast.training.checkpoint import write_durably
 
-__all__ = ["RANDOMNESS", "SweptAttack", "assemble", "read", "write"]
+__all__ = ["PROTOCOLS", "RANDOMNESS", "SweptAttack", "assemble", "read", "write"]
 
+
+PROTOCOLS = ("sweep", "autoattack")
+"""Those whose file this is; each file has its protocol's name."""
 
 RANDOMNESS = ("images", "labels", "logits", "largest")
 """What is kept of a `Randomness`, in this order."""

@@ -20,7 +20,9 @@ from robustfast.evaluation.side_by_side import (
     machine_lines,
     throughput_lines,
 )
+from robustfast.evaluation.sweep_tables import grid_line
 from robustfast.evaluation.tables import percent
+from robustfast.visualization.accuracy_curves import draw_accuracy_curves
 from robustfast.visualization.class_accuracy import draw_class_accuracy
 from robustfast.visualization.confusion_matrix import draw_confusion_matrix
 from robustfast.visualization.disentanglement_bars import draw_disentanglement_bars
@@ -33,6 +35,7 @@ from robustfast.visualization.page_tables import (
     paper_table,
     plain_table,
     plain_value,
+    sweep_table,
     throughput_table,
 )
 from robustfast.visualization.run_lines import draw_run_lines
@@ -64,6 +67,7 @@ def page(
     """
     sections = {
         "accuracy": ("Accuracy", _accuracy(runs)),
+        "sweep": ("Accuracy against eps", _sweeps(runs)),
         "paper": ("Beside the paper", _paper(runs, papers)),
         "curves": ("Training", _curves(runs)),
         "images": ("Images under attack", _images(runs, looks)),
@@ -200,6 +204,36 @@ def _attack(attack: Mapping[str, Any] | EvaluationAttack) -> str:
     if (restarts := fields.get("restarts", 1)) != 1:
         words += f", {restarts} restarts"
     return words
+
+
+def _sweeps(runs: Sequence[RunRecord]) -> str:
+    """Curves, areas under them, and signs of masked gradients, of the runs that were swept."""
+    text = ""
+    for position, run in enumerate(runs):
+        for protocol, document in run.sweeps.items():
+            text += _head(run, runs)
+            text += "".join(_warning(warning["text"]) for warning in document["warnings"])
+            what = f"way {document['way'].upper()}" if "way" in document else str(document.get("model"))
+            where = f"{run.label}, {what}, {document['images']} test images"
+            text += "".join(
+                sweep_table(document, norm, f"{where}, {norm}")
+                + f'<p class="note">Percent of test images. {escape(grid_line(document, norm))}.</p>'
+                for norm in document["worst_case"]
+            )
+            figures = "".join(
+                _figure(
+                    svg(
+                        draw_accuracy_curves(document, norm, width=5.4),
+                        f"{protocol}-{norm}-{position}",
+                        f"Lines: accuracy of {run.label} against the {norm} radius of each attack",
+                    ),
+                    f"{where}: accuracy against the radius of the ball ({norm}), a line for each attack.",
+                )
+                for norm, worst in document["worst_case"].items()
+                if len(worst["eps"]) > 2
+            )
+            text += f'<div class="pair">{figures}</div>' if figures else ""
+    return text
 
 
 def _paper(runs: Sequence[RunRecord], papers: Sequence[Sequence[PaperRow]]) -> str:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
 from typing import Any
 
 from robustfast.evaluation.comparison import Comparison, method_label
 from robustfast.evaluation.side_by_side import Line
+from robustfast.evaluation.sweep_tables import eps_labels
 from robustfast.evaluation.tables import percent
 
-__all__ = ["accuracy_table", "field_list", "paper_table", "plain_table", "plain_value", "throughput_table"]
+__all__ = [
+    "accuracy_table",
+    "field_list",
+    "paper_table",
+    "plain_table",
+    "plain_value",
+    "sweep_table",
+    "throughput_table",
+]
 
 NOTHING = "–"
 
@@ -75,6 +84,23 @@ def paper_table(label: str, comparison: Comparison) -> str:
         body,
         caption=comparison.title,
     )
+
+
+def sweep_table(document: Mapping[str, Any], norm: str, caption: str) -> str:
+    """Accuracy of the attacks of one norm at each radius, and the area under each curve."""
+    attacks = {name: record for name, record in document["attacks"].items() if record["norm"] == norm}
+    rows = {**attacks, "all of them": document["worst_case"][norm]} if len(attacks) > 1 else attacks
+    grid = sorted({value for record in attacks.values() for value in record["eps"]})
+    headings = [*(f"eps {label}" for label in eps_labels(grid)), "AUC"]
+    body = ""
+    for name, record in rows.items():
+        found = dict(zip(record["eps"], record["accuracy"], strict=True))
+        values = [percent(found.get(value)) for value in grid]
+        values.append("-" if record["auc"] is None else f"{record['auc']:.4f}")
+        cells = "".join(f'<td class="number">{NOTHING if value == "-" else value}</td>' for value in values)
+        body += f'<tr><th scope="row" class="wide">{escape(name)}</th>{cells}</tr>'
+    head = "".join(f'<th scope="col" class="number">{escape(heading)}</th>' for heading in headings)
+    return _table(f"<tr><th></th>{head}</tr>", body, caption=caption)
 
 
 def field_list(lines: Sequence[Line], *, long: bool = False) -> str:
