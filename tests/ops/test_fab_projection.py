@@ -35,7 +35,7 @@ def rows(
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("norm", NORMS)
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), share=st.sampled_from([0.0, 1e-6, 0.01, 0.3, 0.9, 0.999]))
 def test_reaches_the_plane_in_the_box_by_the_smallest_step(
     backend: str, norm: str, seed: int, share: float
