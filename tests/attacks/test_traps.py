@@ -500,6 +500,12 @@ EVERY_OPTION: dict[str, Adapter] = {
     "ta-square": ta(
         "Square", norm="L2", eps=0.5, n_queries=5, n_restarts=2, p_init=0.5, loss="ce", resc_schedule=False
     ),
+    "ta-spsa": ta("SPSA", eps=0.05, delta=0.02, lr=0.02, nb_iter=2, nb_sample=6, max_batch_size=4),
+    "at-spsa": at("LinfSPSAAttack", eps=0.05, delta=0.02, lr=0.02, nb_iter=2, nb_sample=6, max_batch_size=1),
+    "at-spsa-loss": at("LinfSPSAAttack", eps=0.05, nb_sample=4, targeted=True, loss_fn=nn.CrossEntropyLoss()),
+    "ch-spsa": lambda m, x, y: cleverhans.spsa(
+        m, x, 0.05, 2, np.inf, 0, 1, y, True, 0, 0.02, 0.02, spsa_samples=3, spsa_iters=2, is_debug=True
+    ),
     "ta-autoattack": ta("AutoAttack", norm="L2", eps=0.5, version="rand", n_classes=5, seed=1, verbose=True),
     "fb-linf": fb("LinfPGD", 0.05, rel_stepsize=0.1, steps=2, random_start=True),
     "fb-l2": fb("L2PGD", 0.5, abs_stepsize=0.1, steps=2, random_start=True),

@@ -21,7 +21,7 @@ from robustfast.attacks.compat.clip_first import ClipFirst
 from robustfast.attacks.compat.model import as_it_is, fresh_key, predictions, unsupported
 from robustfast.ops import random_start
 
-__all__ = ["carlini_wagner_l2", "fast_gradient_method", "projected_gradient_descent"]
+__all__ = ["carlini_wagner_l2", "fast_gradient_method", "projected_gradient_descent", "spsa"]
 
 Model = Callable[[Tensor], Tensor]
 _NORMS = {np.inf: "linf", 2: "l2", 1: "l1"}
@@ -135,6 +135,51 @@ def carlini_wagner_l2(
             steps=max_iterations, abort_early=False, targeted=targeted, bounds=(clip_min, clip_max), engine="eager",
         )  # fmt: skip
         return attack(x.clamp(clip_min, clip_max), labels)
+
+
+def spsa(
+    model_fn: Model,
+    x: Tensor,
+    eps: float,
+    nb_iter: int,
+    norm: float = np.inf,
+    clip_min: float = -np.inf,
+    clip_max: float = np.inf,
+    y: Tensor | None = None,
+    targeted: bool = False,
+    early_stop_loss_threshold: float | None = None,
+    learning_rate: float = 0.01,
+    delta: float = 0.01,
+    spsa_samples: int = 128,
+    spsa_iters: int = 1,
+    is_debug: bool = False,
+    sanity_checks: bool = True,
+) -> Tensor:
+    """`robustfast.attacks.SPSA` from a random start in the ball, the whole batch at once.
+
+    `is_debug` is taken and prints nothing.
+
+    Raises:
+        NotImplementedError: another norm than inf, or a threshold other than 0, at which the label changes.
+        ValueError: a negative eps, labels of another number than images, bounds upside down.
+    """
+    if norm != np.inf:
+        raise NotImplementedError(f"norm is {norm}: SPSA runs under np.inf alone here")
+    if early_stop_loss_threshold not in (None, 0):
+        raise NotImplementedError(f"early_stop_loss_threshold is {early_stop_loss_threshold}: None or 0 here")
+    if y is not None and len(x) != len(y):
+        raise ValueError(f"number of inputs {len(x)} is different from number of labels {len(y)}")
+    _check_length("eps", eps)
+    if eps == 0:
+        return x
+    bounds = _bounds(clip_min, clip_max)
+    with as_it_is(model_fn) as held:
+        labels = predictions(held, x) if y is None else y
+        attack = attacks.ATTACKS["spsa"].attack(
+            held, eps=eps, delta=delta, step_size=learning_rate, steps=nb_iter, samples=spsa_samples * spsa_iters,
+            early_stop=early_stop_loss_threshold == 0, targeted=targeted, bounds=bounds, engine="eager",
+        )  # fmt: skip
+        return attack(x, labels, epoch=fresh_key(), start=_per_pixel(x, eps).clamp(*bounds))
 
 
 def _per_pixel(x: Tensor, width: float) -> Tensor:

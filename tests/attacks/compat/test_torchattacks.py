@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,11 +194,14 @@ def test_load_normalises(net: nn.Module, batch: Batch, tmp_path: Path) -> None:
         ("Square", {}),
         ("CW", {}),
         ("DeepFool", {}),
+        ("SPSA", {}),
+        ("AutoAttack", {"seed": 0}),
     ],
 )
 def test_attributes_are_theirs(net: nn.Module, theirs: Any, name: str, settings: dict[str, Any]) -> None:
     one, other = (getattr(library, name)(net, **settings) for library in (ours, theirs))
-    assert repr(one) == repr(other)
+    # SPSA shows a loss there that cannot be chosen.
+    assert repr(one) == repr(other).replace(", loss_fn=MarginalLoss()", "")
     assert one.attack == other.attack
     assert one.supported_mode == other.supported_mode
     assert isinstance(one, ours.attack.Attack)
@@ -268,6 +272,59 @@ def test_targets_are_other_classes(net: nn.Module, batch: Batch) -> None:
     assert not (attack.get_least_likely_label(x, y) == y).any()
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("FAB", {"steps": 6, "eps": 0.1}),
+        ("FAB", {"steps": 6, "eps": 0.1, "multi_targeted": True, "n_classes": 5}),
+        ("DeepFool", {}),
+    ],
+)
+def test_attacks_without_draws_find_what_theirs_find(
+    net: nn.Module, batch: Batch, theirs: Any, name: str, settings: dict[str, Any]
+) -> None:
+    net.eval()
+    x, y = batch[0], net(batch[0]).argmax(1)
+    expected, found = (getattr(library, name)(net, **settings)(x, y).detach() for library in (theirs, ours))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+    assert (net(found).argmax(1) != y).sum() >= 3
+
+
+def test_spsa_descends_as_theirs(net: nn.Module, batch: Batch, theirs: Any) -> None:
+    """Draws differ; how far the margin falls does not."""
+    net.eval()
+    x, y = batch[0].repeat(4, 1, 1, 1), net(batch[0]).argmax(1).repeat(4)
+    settings = {"eps": 0.1, "lr": 0.05, "nb_iter": 3, "nb_sample": 64}
+    torch.manual_seed(0)
+    margins = []
+    for library in (theirs, ours):
+        logits = net(library.SPSA(net, **settings)(x, y)).detach()
+        margins.append(float((logits.gather(1, y[:, None]).squeeze(1) - logits.mean(1)).mean()))
+    before = net(x).detach()
+    clean = float((before.gather(1, y[:, None]).squeeze(1) - before.mean(1)).mean())
+    assert margins[1] < clean
+    assert margins[1] - clean == pytest.approx(margins[0] - clean, rel=0.2)
+
+
+def test_autoattack_leaves_what_stands(
+    net: nn.Module, batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net.eval()
+    x, y = batch[0], net(batch[0]).argmax(1)
+    attack = ours.AutoAttack(net, norm="L2", eps=1.0, version="standard", n_classes=5, seed=0, verbose=True)
+    attack.run = functools.partial(attack.run, queries=20)
+    found = attack(x, y)
+    fooled = net(found).argmax(1) != y
+    assert fooled.any()
+    assert torch.equal(found[~fooled], x[~fooled])
+    assert (found - x).flatten(1).norm(dim=1).max() <= 1 + 1e-5
+    assert "apgd-ce: " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="Not valid version"):
+        ours.AutoAttack(net, version="custom")
+    with pytest.raises(AssertionError, match="norm"):
+        ours.APGD(net, norm="L1")(x, y)
+
+
 def test_what_is_not_served_says_so() -> None:
     with pytest.raises(AttributeError, match="torchattacks's JSMA has no counterpart"):
         _ = ours.JSMA
@@ -298,6 +355,10 @@ def script(torchattacks: Any, model: nn.Module, images: Tensor, labels: Tensor) 
     out["apgd"] = torchattacks.APGD(model, norm="L2", eps=0.5, steps=5, n_restarts=2)(images, labels)
     out["apgdt"] = torchattacks.APGDT(model, steps=5, n_classes=5)(images, labels)
     out["square"] = torchattacks.Square(model, n_queries=20)(images, labels)
+    out["spsa"] = torchattacks.SPSA(model, eps=0.1, nb_sample=8)(images, labels)
+    out["autoattack"] = torchattacks.AutoAttack(model, eps=8 / 255, version="rand", n_classes=5)(
+        images, labels
+    )
     out["fab"] = torchattacks.FAB(model, steps=3, n_classes=5)(images, labels)
     return out
 

@@ -20,7 +20,7 @@ from robustfast.attacks.compat.torchattacks.gradient_sign import (
     TPGD,
 )
 from robustfast.attacks.compat.torchattacks.nearest import CW, DeepFool
-from robustfast.attacks.compat.torchattacks.plain import GN, VANILA, MultiAttack
+from robustfast.attacks.compat.torchattacks.plain import GN, SPSA, VANILA, MultiAttack
 
 __all__ = [
     "APGD",
@@ -36,6 +36,7 @@ __all__ = [
     "PGD",
     "PGDL2",
     "RFGSM",
+    "SPSA",
     "TPGD",
     "VANILA",
     "Attack",

@@ -1,4 +1,4 @@
-"""The controls of torchattacks, no attack and noise; and several attacks in a row."""
+"""The attacks of torchattacks that need no gradient: none, noise, SPSA; and several attacks in a row."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from robustfast.attacks.compat.model import fresh_key
 from robustfast.attacks.compat.starts import noise
 from robustfast.attacks.compat.torchattacks.attack import Attack
+from robustfast.attacks.presets import ATTACKS
 
-__all__ = ["GN", "VANILA", "MultiAttack"]
+__all__ = ["GN", "SPSA", "VANILA", "MultiAttack"]
 
 
 class VANILA(Attack):
@@ -34,6 +35,33 @@ class GN(Attack):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         (images,) = self.on_device(images)
         return (images + self.std * noise(images, fresh_key())).clamp(0, 1)
+
+
+class SPSA(Attack):
+    """``SPSA(model, eps=0.3, delta=0.01, lr=0.01, nb_iter=1, nb_sample=128, max_batch_size=64)``.
+
+    Directions are drawn for each image by itself, where torchattacks draws them for the batch.
+    """
+
+    def __init__(
+        self, model: Any, eps: float = 0.3, delta: float = 0.01, lr: float = 0.01, nb_iter: int = 1,
+        nb_sample: int = 128, max_batch_size: int = 64,
+    ) -> None:  # fmt: skip
+        super().__init__("SPSA", model)
+        self.eps = eps
+        self.delta = delta
+        self.lr = lr
+        self.nb_iter = nb_iter
+        self.nb_sample = nb_sample
+        self.max_batch_size = max_batch_size
+        self.supported_mode = ["default", "targeted"]
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        images, labels = self.on_device(images, labels)
+        return self.run(
+            ATTACKS["spsa"].attack, images, eps=self.eps, delta=self.delta, step_size=self.lr, steps=self.nb_iter,
+            samples=self.nb_sample, chunk=max(1, self.max_batch_size // 2), **self._goal(images, labels),
+        )  # fmt: skip
 
 
 class MultiAttack(Attack):
