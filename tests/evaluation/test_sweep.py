@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from robustfast.attacks import DDN, PGD, Attack
+from robustfast.attacks.compaction import remaining
 from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.evaluation import sweep as sweeping
@@ -161,6 +162,28 @@ def test_how_images_are_cut_into_batches_does_not_matter(swept: Sweep, batch_siz
     one, other = swept(chosen), swept(chosen, batch_size=batch_size)
     assert one["per_sample"] == other["per_sample"]
     assert one["attacks"] == other["attacks"]
+
+
+def test_batches_of_few_sizes_find_the_same(swept: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where what is left of a batch is filled up with copies of its last image."""
+    grid = (0.0, 0.1)
+    chosen = [
+        *attacks("pgd3", "ddn5", eps=grid),
+        *attacks("autoattack", eps=grid, steps=5, queries=20),
+    ]
+    settings = SweepSettings(minimal="clip", monotone=True, probes=False)
+    own = swept(chosen, settings, toy="quantised", images=24)
+    sizes: list[int] = []
+
+    def filled(done: torch.Tensor, *, static: bool) -> Any:
+        found = remaining(done, static=True)
+        sizes.append(len(found.rows) - found.count)
+        return found
+
+    monkeypatch.setattr(sweeping, "remaining", filled)
+    other = swept(chosen, settings, toy="quantised", images=24)
+    assert any(sizes)
+    assert own == other
 
 
 def test_an_image_is_attacked_alike_among_few_and_among_all(swept: Sweep) -> None:
