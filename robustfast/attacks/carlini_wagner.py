@@ -41,8 +41,8 @@ class CarliniWagner(Attack):
     * Foolbox (`L2CarliniWagnerAttack`) is this one, but for two things. It stops Adam when the loss summed over the
       batch no longer falls, so that its result depends on the batch; here each sample stops by its own loss, which is
       Foolbox's rule for a batch of one. And where it finds nothing it returns black images; here x itself.
-    * The authors' code and adv_lib record an image before they look at the loss, and adv_lib keeps c where its upper
-      bound is unknown although an image was found in an earlier search.
+    * adv_lib stops once no sample's loss falls, and records an image before it looks at the loss; the authors' code
+      stops by the summed loss too.
     * torchattacks (`CW`) has no search: ``search_steps=1, c=1, steps=50`` here. It also stops by the summed loss,
       where that rises; it counts an image without its `kappa` as found; it takes the maximum of the other logits and
       zero for the largest other one, and the same of the label's, so that negative logits do not count; and it does

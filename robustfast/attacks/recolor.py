@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from robustfast.attacks.losses import Loss
@@ -38,13 +38,12 @@ class ReColorAdv(TransformAttack):
     sRGB has, then to within eps of the identity in each coordinate. The last table counts, not the best.
 
     This is the code of the paper with the settings of the perceptual-adversarial code, which CD-VAE's evaluation runs;
-    its ``keep_best`` is computed and not used. It differs from the paper in the bound, which is there one per
-    coordinate, and in the weight. Where a gradient is not finite (black pixels divide by their lightness), the code's
-    Adam keeps nan for good; here such an entry counts as zero.
+    its ``keep_best`` is computed and not used. The paper allows a bound of its own for each coordinate. Where a
+    gradient is not finite (black pixels divide by their lightness), the code's Adam keeps nan for good; here such an
+    entry counts as zero.
 
     With eps 0 the image goes through the colour space and back: rounded constants move a pixel by up to 1.3e-3, and
-    colours outside the lattice (u* above 100, as in saturated red, or v* below -100, as in saturated blue) are drawn
-    to its edge.
+    colours outside the lattice (u* or v* beyond 100 either way, as saturated red, green and blue) are drawn to its edge.
 
     Args:
         model: see `Attack`; images [B, 3, H, W] in sRGB.
@@ -98,17 +97,19 @@ class ReColorAdv(TransformAttack):
             raise ValueError(f"x has shape {tuple(x.shape)}, ReColorAdv recolours images [B, 3, H, W]")
         lo, hi = self.bounds
         luv = rgb_to_luv(((x - lo) / (hi - lo)).movedim(1, -1))
-        # Where each pixel lies in the lattice, as `grid_sample` counts: the last axis first, from -1 to 1.
-        return {"colours": (luv.flip(-1) * 2 - 1)[:, None]}
+        return neighbours(luv.flatten(1, 2), self.lattice)
 
     def _size(self, x: Tensor) -> tuple[int, ...]:
         return (*self.lattice, 3)
 
     def _images(self, x: Tensor, offset: Tensor, prepared: State, *, first: bool = False) -> Tensor:
-        table = (self._identity(offset) + offset).movedim(-1, 1)
-        luv = F.grid_sample(table, prepared["colours"], "bilinear", "border", align_corners=True)
+        colours = (self._identity(offset) + offset).reshape(-1, 3)
+        per_sample = len(colours) // len(x)
+        rows = torch.arange(len(x), device=x.device)[:, None, None] * per_sample
+        # An index whose gradient is summed in a fixed order; that of `grid_sample` and of `gather` is not, on CUDA.
+        luv = (colours[prepared["nodes"] + rows] * prepared["weights"]).sum(1)
         lo, hi = self.bounds
-        rgb = luv_to_rgb(luv[:, :, 0].movedim(1, -1)).movedim(-1, 1)
+        rgb = luv_to_rgb(luv).unflatten(1, x.shape[2:]).movedim(-1, 1)
         return (rgb * (hi - lo) + lo).clamp(lo, hi)
 
     def _confine(self, offset: Tensor, prepared: State) -> Tensor:
@@ -123,6 +124,27 @@ class ReColorAdv(TransformAttack):
         """The table that changes nothing, [1, *lattice, 3]."""
         axes = [torch.linspace(0, 1, size, dtype=like.dtype, device=like.device) for size in self.lattice]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)[None]
+
+
+def neighbours(places: Tensor, lattice: tuple[int, ...]) -> State:
+    """Between which colours of a lattice [*lattice] over [0, 1]^3 each place [B, n, 3] lies, and how near to each.
+
+    Returns:
+        "nodes": int64 [B, 8, n], numbers of the lattice's points in reading order; places outside have those at its
+        edge. "weights": [B, 8, n, 1], which sum to 1.
+    """
+    axes = []
+    for axis, size in enumerate(lattice):
+        place = places[..., axis] * (size - 1)
+        below = place.floor()
+        part = place - below
+        ends = [(below.long() + step).clamp(0, size - 1) for step in (0, 1)]
+        axes.append(list(zip(ends, (1 - part, part), strict=True)))
+    nodes, weights = [], []
+    for (a, near_a), (b, near_b), (c, near_c) in product(*axes):
+        nodes.append((a * lattice[1] + b) * lattice[2] + c)
+        weights.append(near_a * near_b * near_c)
+    return {"nodes": torch.stack(nodes, dim=1), "weights": torch.stack(weights, dim=1)[..., None]}
 
 
 def rgb_to_luv(rgb: Tensor) -> Tensor:
