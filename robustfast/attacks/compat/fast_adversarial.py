@@ -22,8 +22,8 @@ cifar10_mean = (0.4914, 0.4822, 0.4465)
 cifar10_std = (0.2471, 0.2435, 0.2616)
 
 _mean, _std = (torch.tensor(values).reshape(3, 1, 1) for values in (cifar10_mean, cifar10_std))
-lower_limit = (0 - _mean) / _std
-upper_limit = (1 - _mean) / _std
+lower_limit = _LOWER = (0 - _mean) / _std
+upper_limit = _UPPER = (1 - _mean) / _std
 
 
 def attack_pgd(
@@ -108,6 +108,3 @@ class _PerChannel(PGD):
         delta = here - centre + self._length * direction.sign()
         delta = torch.maximum(torch.minimum(delta, self._radius), -self._radius)
         here.copy_(torch.maximum(torch.minimum(centre + delta, self._upper), self._lower))
-
-
-_LOWER, _UPPER = lower_limit, upper_limit

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfast.attacks.compat.autoattack import AutoAttack, EvaluationState
-from robustfast.attacks.compat.model import predictions, unsupported
-from robustfast.attacks.modes import eval_mode
+from robustfast.attacks.compat.model import as_it_is, predictions, unsupported
 from robustfast.data import load
 
 __all__ = ["benchmark", "clean_accuracy", "load_cifar10", "load_cifar100", "load_model"]
@@ -113,11 +112,11 @@ def load_cifar100(
 def clean_accuracy(
     model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int = 100, device: Any = None
 ) -> float:
-    """Share of images that the model is right about, in eval mode; modes are put back."""
+    """Share of images that the model is right about, in the mode it is in."""
     device = x.device if device is None else device
-    with eval_mode(model):
+    with as_it_is(model) as held:
         right = sum(
-            int((predictions(model, images.to(device)) == labels.to(device)).sum())
+            int((predictions(held, images.to(device)) == labels.to(device)).sum())
             for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True)
         )
     return right / len(x)

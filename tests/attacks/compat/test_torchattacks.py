@@ -117,6 +117,9 @@ def test_train_mode_is_used_where_asked_and_leaves_no_trace(make_net: Any, batch
     in_eval = attack(*batch)
     attack.set_model_training_mode(model_training=True, batchnorm_training=True, dropout_training=False)
     in_train = attack(*batch)
+    probing = ours.TPGD(net)
+    probing.set_model_training_mode(True, True, True)
+    probing(batch[0])
     assert [part.training for part in net.modules()] == modes
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name

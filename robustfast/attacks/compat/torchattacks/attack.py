@@ -122,7 +122,8 @@ class Attack:
                     "Dropout" in kind and not self._dropout_training
                 )
                 part.training = not held
-            yield
+            with as_it_is(self.model):
+                yield
         finally:
             for part, mode in before:
                 part.training = mode
