@@ -11,6 +11,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include "cpu.h"
+#include "l1_box_cpu.h"
 #include "layout.h"
 
 namespace robustfast {
@@ -53,8 +54,12 @@ ROBUSTFAST_CLONES double length(const T* v, int64_t n) {
 }
 
 template <typename T>
-ROBUSTFAST_CLONES void move_l2(Row<T> row, const T* g, T* delta, Move<Step::grad, T> move) {
-  for (int64_t i = 0; i < row.n; ++i) delta[i] = move.delta(row.x_adv[i], g[i], row.x[i]);
+ROBUSTFAST_CLONES void move_l2(Row<T> row, const T* g, T* delta, double scale) {
+  if (scale == 0) {
+    for (int64_t i = 0; i < row.n; ++i) delta[i] = row.x_adv[i] - row.x[i];
+  } else {
+    for (int64_t i = 0; i < row.n; ++i) delta[i] = apgd_stepped_delta(row.x_adv[i], g[i], row.x[i], scale);
+  }
 }
 
 template <typename T>
@@ -73,7 +78,7 @@ void step_l2(Row<T> row, const T* g, T step_size, T eps, Momentum<T> mix, Bounds
   const double size = length(g, row.n);
   // A zero or infinite gradient has no direction.
   const bool usable = size > 0 && size < std::numeric_limits<double>::infinity();
-  move_l2(row, g, delta, Move<Step::grad, T>{step_size, usable ? step_size / (size + kApgdTiny) : 0, 0});
+  move_l2(row, g, delta, usable ? step_size / (size + kApgdTiny) : 0);
   mix_l2(row, delta, apgd_ball(length(delta, row.n), eps), mix, bounds);
   finish_l2(row, delta, apgd_ball(length(delta, row.n), eps), bounds);
 }
@@ -101,53 +106,9 @@ ROBUSTFAST_CLONES int64_t count_from(const T* g, int64_t n, T threshold) {
   return count;
 }
 
-// The point after the sparse step, and each entry as the projection's search sees it; returns the largest size.
 template <typename T>
-ROBUSTFAST_CLONES T move_l1(Row<T> row, const T* g, T* point, T* size, T* room, T threshold, double scale,
-                            Bounds<T> bounds) {
-  for (int64_t i = 0; i < row.n; ++i) {
-    point[i] = apgd_sparse(row.x_adv[i], g[i], threshold, scale);
-    const L1Entry<T> e = l1_entry(point[i], row.x[i], bounds);
-    size[i] = e.size;
-    room[i] = e.room;
-  }
-  T lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= row.n; i += kLanes)
-    for (int j = 0; j < kLanes; ++j) lanes[j] = std::max(lanes[j], size[i + j]);
-  for (; i < row.n; ++i) lanes[0] = std::max(lanes[0], size[i]);
-  return *std::max_element(lanes, lanes + kLanes);
-}
-
-template <typename T>
-ROBUSTFAST_CLONES L1Parts parts_of(const T* size, const T* room, int64_t n, double tau) {
-  double moving[kLanes] = {}, count[kLanes] = {}, at_wall[kLanes] = {};
-  const auto add = [&](int64_t i, int j) __attribute__((always_inline)) {
-    const L1Parts p = l1_parts(L1Entry<T>{size[i], room[i]}, tau);
-    moving[j] += p.moving;
-    count[j] += p.count;
-    at_wall[j] += p.at_wall;
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int j = 0; j < kLanes; ++j) add(i + j, j);
-  for (; i < n; ++i) add(i, 0);
-  L1Parts total{0, 0, 0};
-  for (int j = 0; j < kLanes; ++j) {
-    total.moving += moving[j];
-    total.count += count[j];
-    total.at_wall += at_wall[j];
-  }
-  return total;
-}
-
-template <typename T>
-ROBUSTFAST_CLONES void project_l1(Row<T> row, const T* point, const T* size, double tau, Bounds<T> bounds) {
-  if (tau == 0) {
-    for (int64_t i = 0; i < row.n; ++i) row.out[i] = l1_keep(point[i], row.x[i], bounds);
-  } else {
-    for (int64_t i = 0; i < row.n; ++i) row.out[i] = l1_shrink(point[i], row.x[i], size[i], tau, bounds);
-  }
+ROBUSTFAST_CLONES void move_l1(Row<T> row, const T* g, T* point, T threshold, double scale) {
+  for (int64_t i = 0; i < row.n; ++i) point[i] = apgd_sparse(row.x_adv[i], g[i], threshold, scale);
 }
 
 template <typename T>
@@ -161,11 +122,8 @@ void step_l1(Row<T> row, Scratch<T>& scratch, T step_size, T eps, T sparsity, Bo
   double scale = 0;
   if (largest_grad > 0 && largest_grad < std::numeric_limits<T>::infinity())
     scale = step_size / static_cast<double>(count_from(g, row.n, threshold));
-  T *size = scratch.size.data(), *room = scratch.room.data();
-  const T largest = move_l1(row, g, point, size, room, threshold, scale, bounds);
-  const double tau = l1_threshold(static_cast<double>(eps), static_cast<double>(largest),
-                                  [&](double at) { return parts_of(size, room, row.n, at); });
-  project_l1(row, point, size, tau, bounds);
+  move_l1(row, g, point, threshold, scale);
+  l1_project_row(point, row.x, row.out, row.n, eps, scratch.size.data(), scratch.room.data(), bounds);
 }
 
 // A size: one for all samples or one each.
