@@ -24,14 +24,16 @@ _ANY_LABEL = 2**62
 class RandomNoise(Attack):
     """Noise of the ball's size, which knows nothing of the model: what it fools needs no attack.
 
-    Carlini et al. 2019 (arXiv:1902.06705), section 4.3 on sanity checks: an attack that finds less than random points
-    of its ball is broken, or its gradient masked. By `law`:
+    Carlini et al. 2019 (arXiv:1902.06705): an attack that finds less than random points of its ball is broken, or its
+    gradient masked. By `law`:
 
-    * ``"ball"``: uniform in the ball, as `robustfast.ops.random_start` draws. Foolbox's linf and l2 uniform noise are
-      this for linf; its l2 form is uniform in the box and then scaled.
+    * ``"ball"``: uniform in the ball, as `robustfast.ops.random_start` draws.
     * ``"sphere"``: on the surface of the ball, where in many dimensions nearly all of it lies: eps times a direction,
-      uniform under l2 (Foolbox's additive Gaussian noise), from independent Laplace draws divided by their sum under
-      l1, and a corner of the ball under linf, each entry +-eps (torchattacks' GN and Foolbox have no such law).
+      uniform under l2 (Foolbox's L2AdditiveGaussianNoiseAttack), from independent Laplace draws divided by their sum
+      under l1, and a corner of the ball under linf, each entry +-eps.
+
+    Foolbox's uniform noise is neither: a draw of the cube is scaled to length eps, under linf by its largest entry
+    with its sign, so that it may leave the ball. torchattacks' GN adds normal noise of a given deviation, unbounded.
 
     The result is clipped to `bounds`, which takes from the length. With `restarts` each sample keeps the strongest of
     as many draws, fooled before not fooled, then by loss; with one the model is not run at all. Draws are keyed by

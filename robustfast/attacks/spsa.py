@@ -38,8 +38,7 @@ class SPSA(Attack):
     batch, and by default take a single step; here each image has directions of its own, keyed by (seed, epoch, step,
     direction) and by its `index`, and steps are 100. As there, points x +- delta v are not clipped to the box, Adam is
     at its default betas and keeps its averages where the ball stops it, and the result is the last iterate. With the
-    same draws their trajectory is this one. Uesato et al. have 2048 and more directions on ImageNet. A loss that is nan
-    or infinite at one of a pair counts as no difference.
+    same draws their trajectory is this one. A loss that is nan or infinite at one of a pair counts as no difference.
 
     With `early_stop` a sample stays where the model was first fooled, and leaves the batch: its queries are saved.
 
