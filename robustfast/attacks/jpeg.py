@@ -51,10 +51,11 @@ class JPEG(TransformAttack):
     counts. With eps 0 the image is what the codec makes of it: colour loses its detail below two pixels, a grey image
     loses nothing.
 
-    Implementations differ: the paper bounds how far a coefficient moves by eps; its code (which the perceptual-adversarial
-    code and CD-VAE's evaluation run) moves it by v / 2, in the first step's pass by eps * v / 2, which changes where
-    the first gradient is taken. Here as the code does. CD-VAE's numbers for CIFAR have eps 0.125 and 100 steps, the
-    default here; the perceptual-adversarial code's own default is 0.25 for CIFAR and 0.5 for ImageNet.
+    Implementations differ: the paper bounds how far a coefficient moves by eps; its code, which the
+    perceptual-adversarial code and CD-VAE's evaluation run, moves it by v / 2, in the first step's pass by
+    eps * v / 2, which changes where the first gradient is taken. Here as the code does. CD-VAE's numbers for CIFAR
+    have eps 0.125 and 100 steps, the default here; the perceptual-adversarial code's own default is 0.25 for CIFAR
+    and 0.5 for ImageNet.
 
     Args:
         model: see `Attack`; images [B, 3, H, W] with H and W multiples of 16, or [B, 1, H, W] with multiples of 8.

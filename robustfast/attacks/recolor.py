@@ -43,7 +43,8 @@ class ReColorAdv(TransformAttack):
     entry counts as zero.
 
     With eps 0 the image goes through the colour space and back: rounded constants move a pixel by up to 1.3e-3, and
-    colours outside the lattice (u* or v* beyond 100 either way, as saturated red, green and blue) are drawn to its edge.
+    colours outside the lattice (u* or v* beyond 100 either way, as saturated red, green and blue) are drawn to its
+    edge.
 
     Args:
         model: see `Attack`; images [B, 3, H, W] in sRGB.

@@ -158,7 +158,7 @@ def test_bound_zero_is_the_colour_space_alone(net: nn.Module, batch: Batch) -> N
 def test_all_pixels_of_a_colour_change_alike(net: nn.Module, batch: Batch) -> None:
     x, y = batch
     few = (x * 2).round() / 2
-    x_adv = ReColorAdv(net, steps=5, step_size=0.01)(few, y)
+    x_adv = ReColorAdv(net, steps=5, step_size=0.01, lattice=LATTICE)(few, y)
     for before, after in zip(
         few.movedim(1, -1).flatten(1, 2), x_adv.movedim(1, -1).flatten(1, 2), strict=True
     ):
@@ -172,7 +172,7 @@ def test_all_pixels_of_a_colour_change_alike(net: nn.Module, batch: Batch) -> No
 def test_a_larger_bound_is_stronger(net: nn.Module, batch: Batch) -> None:
     x, y = batch
     losses = [
-        margin(net(ReColorAdv(net, eps=eps, steps=20, step_size=0.02)(x, y)), y).mean()
+        margin(net(ReColorAdv(net, eps=eps, steps=20, step_size=0.02, lattice=LATTICE)(x, y)), y).mean()
         for eps in (0, 0.02, 0.06, 0.2)
     ]
     assert losses == sorted(losses)
@@ -193,7 +193,7 @@ def test_black_pixels_do_not_stop_the_attack(net: nn.Module, batch: Batch) -> No
     x, y = batch
     x = torch.where(F.pad(torch.zeros(8, 4), (0, 4), value=1).bool(), x, 0)
     for dtype in (torch.float64, torch.float32):
-        x_adv = ReColorAdv(net.to(dtype), steps=5, step_size=0.02)(x.to(dtype), y)
+        x_adv = ReColorAdv(net.to(dtype), steps=5, step_size=0.02, lattice=LATTICE)(x.to(dtype), y)
         assert x_adv.isfinite().all()
         assert not torch.allclose(x_adv[:, :, :, 4:], x[:, :, :, 4:].to(dtype), atol=1e-2)
 
