@@ -5,6 +5,7 @@ from matplotlib.image import imread
 
 from robustfast.errors import UserError
 from robustfast.visualization import ablation_bars, disentanglement_bars, disentanglement_curve
+from robustfast.visualization.accuracy_curves import accuracy_curves, draw_accuracy_curves
 
 NATURAL = {"s": 0.99, "r": 0.98, "n": 0.97}
 ADVERSARIAL = {"s": 0.2, "r": 0.9, "n": 0.01}
@@ -15,7 +16,15 @@ def curve(path, epochs=(1, 2), robust=(0.5, 0.9)):
     return disentanglement_curve(epochs, natural, {"r": robust, "n": [0.4, 0.1]}, path, title="a run")
 
 
+def swept(eps=(0.0, 8 / 255, 16 / 255), accuracy=(0.9, 0.5, 0.1), **attacks):
+    """A sweep's document with as much as its figure needs."""
+    record = {"norm": "linf", "eps": list(eps), "accuracy": list(accuracy)}
+    named = {"pgd20": record, "$_odd$": {**record, "accuracy": [0.9, 0.6, 0.2]}, **attacks}
+    return {"attacks": named, "worst_case": {"linf": {"eps": list(eps), "accuracy": list(accuracy)}}}
+
+
 FIGURES = {
+    "eps": lambda path: accuracy_curves(swept(), "linf", path, title="a run"),
     "bars": lambda path: disentanglement_bars(NATURAL, ADVERSARIAL, path, title="a run", dia=0.89),
     "curve": curve,
     "ablation": lambda path: ablation_bars(
@@ -42,6 +51,18 @@ def test_folder_that_cannot_be_written_is_one_line(name, tmp_path):
     (tmp_path / "figures").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"cannot make the folder .*figures"):
         FIGURES[name](tmp_path / "figures" / "a.png")
+
+
+def test_radii_are_drawn_in_the_unit_people_write_them_in():
+    (axes,) = draw_accuracy_curves(swept(), "linf").axes
+    assert axes.get_xlabel() == "eps (linf, 1/255)"
+    assert list(axes.lines[0].get_xdata()) == [0, 8, 16]
+    assert list(axes.lines[0].get_ydata()) == [90, 50, 10]
+    (axes,) = draw_accuracy_curves(swept((0.0, 0.1, 0.3)), "linf").axes
+    assert axes.get_xlabel() == "eps (linf)"
+    assert list(axes.lines[0].get_xdata()) == [0, 0.1, 0.3]
+    with pytest.raises(ValueError, match="no attack has the norm 'l2': expected one of linf"):
+        draw_accuracy_curves(swept(), "l2")
 
 
 def test_other_numbers_give_another_figure(tmp_path):
