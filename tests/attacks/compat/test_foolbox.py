@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfast.attacks.compat import foolbox as ours
+from robustfast.attacks.compat.foolbox import gradient_descent, minimization
 
 Batch = tuple[Tensor, Tensor]
 
@@ -267,6 +269,22 @@ def test_hooks_of_a_subclass_are_called(net: nn.Module, batch: Batch) -> None:
     assert logit(one) < logit(other), "the logit alone was to fall"
     assert torch.equal(Still().run(model, x, y, epsilon=0.1), x)
     assert Margin().run(model, x, y, epsilon=0.1).shape == x.shape
+
+
+@pytest.mark.parametrize("name", gradient_descent.__all__ + minimization.__all__)
+def test_arguments_are_theirs(theirs: Any, name: str) -> None:
+    mine = inspect.signature(getattr(ours.attacks, name)).parameters
+    home = theirs.attacks if hasattr(theirs.attacks, name) else theirs.attacks.gradient_descent_base
+    yours = inspect.signature(getattr(home, name)).parameters
+    # Adam's settings come first here and by keyword alone, as all do there.
+    kept = {
+        key: value.default for key, value in mine.items() if value.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    wanted = {
+        key: value.default for key, value in yours.items() if "Adam" not in name or key.startswith("adam")
+    }
+    assert kept == wanted
+    assert all(mine[key].kind == yours[key].kind for key in kept)
 
 
 def test_what_is_not_served_says_so() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,27 @@ def test_attributes_are_theirs(net: nn.Module, theirs: Any, name: str, settings:
     if "targeted" not in other.supported_mode:
         with pytest.raises(ValueError, match="Targeted mode is not supported"):
             one.set_mode_targeted_by_label()
+
+
+@pytest.mark.parametrize("name", [name for name in ours.__all__ if name != "attack"])
+def test_arguments_are_theirs(theirs: Any, name: str) -> None:
+    library = theirs.attack if name == "Attack" else theirs
+    one, other = getattr(ours, name), getattr(library, name)
+    shared = ["__init__", "save", "load"] if name == "MultiAttack" else ["__init__"]
+    if name == "Attack":
+        hidden = ("__init__", "__repr__", "__setattr__", "get_mode")
+        shared = [
+            key for key in vars(other) if callable(vars(other)[key]) and key not in hidden and key[0] != "_"
+        ]
+        shared += ["__init__", "load", "to_type"]
+    for method in shared:
+        mine, yours = (inspect.signature(getattr(kind, method)).parameters for kind in (one, other))
+        if method == "save" and name == "MultiAttack":
+            continue  # theirs says save_clean_images for save_clean_inputs
+        if list(yours) == ["self", "args", "kwargs"]:
+            continue  # wrapped there
+        assert list(mine) == list(yours), method
+        assert [p.default for p in mine.values()] == [p.default for p in yours.values()], method
 
 
 def test_several_attacks_keep_the_first_success(
