@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustfast.attacks import APGD, APGDT, Attack
 from robustfast.attacks import apgd as module
 from robustfast.attacks.apgd_schedule import phases, windows
+from robustfast.attacks.attack import GradientLog
 from robustfast.attacks.cuda_graph import eager_loops
 
 EPS = {"linf": 0.008, "l2": 0.1, "l1": 0.3}
@@ -159,7 +160,7 @@ def test_an_iteration_is_three_kernels_beside_the_model_and_its_loss(
 
     def block(steps: int) -> dict[str, int]:
         one = attack(net, eps=EPS[norm], norm=norm, steps=steps)
-        one._log = module_log(len(x))
+        one._log = GradientLog(len(x), x.device)
         part = {"x": x, "y": y, "goal": goal}
         with one._gradient.session(x.device):
             state = one._begin(part, x_adv, torch.full((12,), EPS[norm], dtype=x.dtype), torch.arange(12))
@@ -178,12 +179,6 @@ def test_an_iteration_is_three_kernels_beside_the_model_and_its_loss(
         "robustfast::apgd_track": 1,
         "aten::linalg_vector_norm.out": 1,
     }
-
-
-def module_log(batch: int) -> Any:
-    from robustfast.attacks.attack import GradientLog
-
-    return GradientLog(batch, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("early_stop", [False, True])
