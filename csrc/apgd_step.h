@@ -33,6 +33,14 @@ C10_HOST_DEVICE inline T apgd_step_linf(T x_adv, T x_old, T g, T x, T step_size,
   return clamp(clamp(mix(x_adv, z, x_old), low, high), b.lo, b.hi);
 }
 
+// Where a sample steps under l2, seen from x: by scale times a gradient without nan. A sample without a direction has
+// scale 0, and is x_adv - x then: an infinite entry may not make NaN of it. Which of the two is the same for all its
+// entries, and a choice outside of their loop.
+template <typename T>
+C10_HOST_DEVICE inline T apgd_stepped_delta(T x_adv, T g, T x, double scale) {
+  return (x_adv + static_cast<T>(static_cast<double>(g) * scale)) - x;
+}
+
 // Where a sample goes under l2 before the second projection, seen from x; `first` brings the step back into the ball.
 template <typename T>
 C10_HOST_DEVICE inline T apgd_mixed_delta(T x_adv, T x_old, T x, T delta, Projection<Norm::l2> first, Momentum<T> mix,

@@ -81,11 +81,13 @@ __global__ void __launch_bounds__(256, 1)
     return sqrt(block_reduce(total, Add(), 0.0, sums));
   };
 
-  Move<Step::grad, T> move{sizes.step_size[sample], 0, 0};
-  const double size = length([&](int64_t i) { return zero_nan(static_cast<T>(grad[i])); });
+  const auto gradient = [&](int64_t i) { return zero_nan(static_cast<T>(grad[i])); };
+  const double size = length(gradient);
   // A zero or infinite gradient has no direction.
-  if (size > 0 && size < double(INFINITY)) move.scale = move.step_size / (size + kApgdTiny);
-  const auto stepped = [&](int64_t i) { return move.delta(row.x_adv[i], static_cast<T>(grad[i]), row.x[i]); };
+  const double scale = size > 0 && size < double(INFINITY) ? sizes.step_size[sample] / (size + kApgdTiny) : 0.0;
+  const auto stepped = [&](int64_t i) {
+    return scale == 0 ? row.x_adv[i] - row.x[i] : apgd_stepped_delta(row.x_adv[i], gradient(i), row.x[i], scale);
+  };
   const Projection<Norm::l2> first = apgd_ball(length(stepped), eps);
   const auto mixed = [&](int64_t i) {
     return apgd_mixed_delta(row.x_adv[i], row.x_old[i], row.x[i], stepped(i), first, mix, bounds);
