@@ -18,9 +18,11 @@ struct FabRow {
 
   C10_HOST_DEVICE inline double slope(double w) const { return w < 0 ? -w : w; }
 
-  // The way to the wall; an x outside the box counts as on it.
+  // The way to the wall; an x outside the box counts as on it. Both ways are computed before one is chosen, here and
+  // below: the compiler then blends, where a branch on the sign of a gradient is mispredicted half of the time.
   C10_HOST_DEVICE inline double room(double x, double w) const {
-    const double way = side * w > 0 ? x - lo : hi - x;
+    const double down = x - lo, up = hi - x;
+    const double way = side * w > 0 ? down : up;
     return way > 0 ? way : 0;
   }
 };
@@ -36,11 +38,17 @@ struct FabMove {
   C10_HOST_DEVICE static inline double speed(double slope) { return norm == FabNorm::linf ? 1.0 : slope; }
 
   C10_HOST_DEVICE inline double operator()(double slope, double room) const {
-    if (!usable || !(slope > 0)) return 0;
-    if (all) return room;
-    if constexpr (norm == FabNorm::l1) return slope > value ? room : slope == value ? room * share : 0.0;
-    const double moved = value * speed(slope);
-    return moved < room ? moved : room;
+    double moved;
+    if constexpr (norm == FabNorm::l1) {
+      const double part = room * share;
+      moved = slope == value ? part : 0.0;
+      moved = slope > value ? room : moved;
+    } else {
+      moved = value * speed(slope);
+      moved = moved < room ? moved : room;
+    }
+    moved = all ? room : moved;
+    return usable & (slope > 0) ? moved : 0.0;
   }
 };
 

@@ -58,22 +58,26 @@ struct Walls {
   double reach, pull, count;
 };
 
+// Three sums at once: with kLanes of each they no longer fit into registers (784 entries: 0.85 us, with half 0.53 us).
+constexpr int kWallLanes = kLanes / 2;
+
 template <FabNorm norm>
 ROBUSTFAST_CLONES Walls walls(const double* slope, const double* room, double m, int64_t n) {
-  double reach[kLanes] = {}, pull[kLanes] = {}, count[kLanes] = {};
+  double reach[kWallLanes] = {}, pull[kWallLanes] = {}, count[kWallLanes] = {};
   const auto add = [&](int64_t i, int j) __attribute__((always_inline)) {
     const double speed = FabMove<norm>::speed(slope[i]);
     const bool at_wall = room[i] <= m * speed;
-    reach[j] += at_wall ? slope[i] * room[i] : 0;
-    pull[j] += at_wall ? 0 : slope[i] * speed;
+    const double its_reach = slope[i] * room[i], its_pull = slope[i] * speed;
+    reach[j] += at_wall ? its_reach : 0;
+    pull[j] += at_wall ? 0 : its_pull;
     count[j] += at_wall ? 1 : 0;
   };
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int j = 0; j < kLanes; ++j) add(i + j, j);
-  for (; i < n; ++i) add(i, int(i % kLanes));
+  for (; i + kWallLanes <= n; i += kWallLanes)
+    for (int j = 0; j < kWallLanes; ++j) add(i + j, j);
+  for (; i < n; ++i) add(i, int(i % kWallLanes));
   Walls total{};
-  for (int j = 0; j < kLanes; ++j) total.reach += reach[j], total.pull += pull[j], total.count += count[j];
+  for (int j = 0; j < kWallLanes; ++j) total.reach += reach[j], total.pull += pull[j], total.count += count[j];
   return total;
 }
 
@@ -137,8 +141,8 @@ template <typename T, FabNorm norm>
 ROBUSTFAST_CLONES void write_row(const T* w, const double* slope, const double* room, T* out, int64_t n, double side,
                                  FabMove<norm> move) {
   for (int64_t i = 0; i < n; ++i) {
-    const double step = move(slope[i], room[i]);
-    out[i] = static_cast<T>(side * double(w[i]) > 0 ? -step : step);
+    const double step = move(slope[i], room[i]), back = -step;
+    out[i] = static_cast<T>(side * double(w[i]) > 0 ? back : step);
   }
 }
 
