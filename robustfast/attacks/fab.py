@@ -195,13 +195,14 @@ class FAB(Attack):
         lo, hi = self.bounds
         both = torch.cat([here, x])
         point, move = both[: len(x)], torch.empty_like(both)
-        origin = torch.zeros_like(both)
+        length, away = torch.empty_like(both.flatten(1)[:, 0]), torch.empty_like(nearest)
         for step in range(steps):
             leaf = point.detach().requires_grad_()
             gap, normal = self._hyperplane(leaf, target, goal, peaks[:, step])
             offset = (normal * point).flatten(1).sum(1) - gap
             fab_projection(both, normal, offset, norm=self.norm, bounds=self.bounds, out=move)
-            length = distance(move, origin, self.norm).clamp_(min=TINY_STEP)
+            self._lengths(move, out=length)
+            length.clamp_(min=TINY_STEP)
             to_point, to_x = length[: len(x)], length[len(x) :]
             alpha = by_row((to_point / (to_point + to_x)).clamp(max=self.alpha_max), x)
             overshot = both + self.eta * move
@@ -209,17 +210,26 @@ class FAB(Attack):
 
             logits = self._gradient.logits(new)
             won = self._fooled(logits, target) & ~logits.isnan().any(1)
-            away = distance(new, x, self.norm)
+            self._lengths(new - x, out=away)
             nearer = won & (away < nearest)
             torch.where(nearer, away, nearest, out=nearest)
             torch.where(by_row(nearer, x), new, best, out=best)
             torch.where(by_row(won, x), x + (new - x) * self.beta, new, out=point)
         here.copy_(point)
 
+    def _lengths(self, move: Tensor, *, out: Tensor) -> None:
+        """Length [B] of each sample of `move` in the attack's norm."""
+        if self.norm == "linf":
+            largest_entry(move, out=out)
+        else:
+            torch.linalg.vector_norm(
+                move, 2 if self.norm == "l2" else 1, dim=tuple(range(1, move.dim())), out=out
+            )
+
     def _hyperplane(self, leaf: Tensor, target: Tensor, goal: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
         """Gap [B] and gradient [B, ...] of the nearest boundary; `peak` [B] gets the largest gradient entries."""
         gaps = self._gaps(self._gradient.forward(leaf), target, goal)
-        order = {"linf": 1, "l2": 2, "l1": torch.inf}[self.norm]
+        order = 1 if self.norm == "linf" else 2  # the dual norm; that of l1 is the largest entry
         dims = tuple(range(1, leaf.dim()))
         largest = torch.empty_like(peak)
         closest = torch.full_like(peak, torch.inf)
@@ -231,7 +241,7 @@ class FAB(Attack):
             largest_entry(grad, out=largest)
             # Zero only where all of them are; nan and infinity stay.
             peak.copy_(torch.maximum(peak, largest))
-            slope = torch.linalg.vector_norm(grad, order, dim=dims)
+            slope = largest if self.norm == "l1" else torch.linalg.vector_norm(grad, order, dim=dims)
             away = gap.abs() / (TINY_SLOPE + slope)
             nearer = away < closest  # nan never is
             closest = torch.where(nearer, away, closest)

@@ -111,7 +111,10 @@ def test_what_is_returned_is_that_of_torchattacks(
     double: Problem, torchattacks: Any, norm: str, targeted: bool
 ) -> None:
     net, x, y = double
-    eps = float(distance(ours(net, norm, targeted=targeted, steps=12, eps=None)(x, y), x, norm)[:-1].median())
+    eps = (
+        float(distance(ours(net, norm, targeted=targeted, steps=12, eps=None)(x, y), x, norm)[:-1].median())
+        * 1.001
+    )
     expected = theirs(torchattacks, net, norm, 12, targeted=targeted, eps=eps, n_classes=5)(x, y)
     found = ours(net, norm, targeted=targeted, steps=12, eps=eps)(x, y)
     assert (found - expected).abs().max() < 1e-10
@@ -266,7 +269,9 @@ def test_early_stopping_fools_the_same_samples_with_fewer_passes(
     net, x, y = double
     rows: list[list[int]] = []
     found = []
-    eps = float(distance(ours(net, "l2", targeted=targeted, steps=30, eps=None)(x, y), x)[:-1].median())
+    eps = (
+        float(distance(ours(net, "l2", targeted=targeted, steps=30, eps=None)(x, y), x)[:-1].median()) * 1.001
+    )
     for early_stop in (False, True):
         attack = ours(net, "l2", targeted=targeted, steps=30, eps=eps, early_stop=early_stop)
         with record() as seen:
