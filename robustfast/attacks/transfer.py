@@ -65,7 +65,9 @@ class Transfer(Attack):
         from robustfast.attacks.presets import ATTACKS
 
         if source is None:
-            raise ValueError("source is None, expected a model: transfer makes its images against another one")
+            raise ValueError(
+                "source is None, expected a model: transfer makes its images against another one"
+            )
         sources = list(source) if isinstance(source, list | tuple) else [source]
         if not sources or not all(callable(one) for one in sources):
             raise ValueError(f"source is {source!r}, expected a model, or a sequence of some")
