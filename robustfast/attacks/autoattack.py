@@ -78,7 +78,7 @@ class AutoAttack(Attack):
         queries: of Square.
         eot: gradients averaged per step of APGD; None: 20 in version "rand", else 1.
         batch_size: images per call of an attack; what an attack left is packed anew for the next one. Results do not
-            depend on it. 250 is the package's own; on a CPU larger ones outgrow the caches.
+            depend on it. 250 is the package's own.
         flags: warn, once for each reason, of what makes the result unreliable: outputs that differ from pass to pass,
             outputs that are probabilities, images without a gradient, a Square attack that wins where gradients did
             not, too few classes. The first two cost one pass over the first `batch_size` images of the first call.
