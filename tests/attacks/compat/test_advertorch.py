@@ -66,6 +66,27 @@ def test_pgd_is_the_documented_loop(
     assert torch.equal(attack(x, y), attack.perturb(x, y))
 
 
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [
+        ("GradientSignAttack", (None, 0.3, 0.0, 1.0, False)),
+        ("LinfPGDAttack", (None, 0.3, 40, 0.01, True, 0.0, 1.0, False)),
+        ("L2PGDAttack", (None, 0.3, 40, 0.01, True, 0.0, 1.0, False)),
+        ("L1PGDAttack", (None, 10.0, 40, 0.01, True, 0.0, 1.0, False)),
+        ("SparseL1DescentAttack", (None, 0.3, 40, 0.01, False, 0.0, 1.0, 0.95, False)),
+        ("LinfBasicIterativeAttack", (None, 0.1, 10, 0.05, 0.0, 1.0, False)),
+        ("L2BasicIterativeAttack", (None, 0.1, 10, 0.05, 0.0, 1.0, False)),
+        ("MomentumIterativeAttack", (None, 0.3, 40, 1.0, 0.01, 0.0, 1.0, False, np.inf)),
+        ("CarliniWagnerL2Attack", (0, False, 0.01, 9, 10000, True, 1e-3, 0.0, 1.0, None)),
+        ("DDNL2Attack", (100, 0.05, 1.0, True, 256, 0.0, 1.0, False, None)),
+        ("DeepfoolLinfAttack", (None, 50, 0.1, 0.02, 0.0, 1.0, None, False)),
+        ("LinfSPSAAttack", (0.01, 0.01, 1, 128, 64, False, None, 0.0, 1.0)),
+    ],
+)
+def test_defaults_are_the_libraries(name: str, defaults: tuple[Any, ...]) -> None:
+    assert getattr(advertorch, name).__init__.__defaults__ == defaults
+
+
 def test_l1_steps_move_what_they_say(net: nn.Module, batch: Batch) -> None:
     net.eval()
     x, y = 0.3 + 0.4 * batch[0], batch[1]

@@ -157,6 +157,7 @@ def test_repeats_keep_what_succeeded(net: nn.Module, batch: Batch, monkeypatch: 
         def run(self, model: Any, inputs: Tensor, criterion: Any, *, epsilon: float, **kwargs: Any) -> Tensor:
             found = inputs.clone()
             found[self.runs] = won[self.runs]
+            found[self.runs + 4] = (found[self.runs + 4] + 1e-6).clamp(0, 1)
             Scripted.runs += 1
             return found
 
@@ -167,7 +168,8 @@ def test_repeats_keep_what_succeeded(net: nn.Module, batch: Batch, monkeypatch: 
     assert success[:4].all()
     assert not success[4:].any()
     assert torch.equal(raw[:4], won[:4])
-    assert torch.equal(raw[4:], x[4:])
+    assert not torch.equal(raw[4], x[4]), "of failures the first one stays"
+    assert torch.equal(raw[5:], x[5:])
     with pytest.raises(ValueError, match="times >= 1"):
         Scripted().repeat(0)
 
