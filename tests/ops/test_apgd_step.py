@@ -337,3 +337,13 @@ def test_a_norm_needs_samples() -> None:
     flat = torch.zeros(3)
     with pytest.raises(ValueError, match=r"expected \[B, ...\] to take the l2 norm"):
         apgd_step(flat, flat, flat, flat, step_size=0.1, eps=0.1, norm="l2")
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_a_gradient_of_1e_12_steps_half_as_far(backend: str) -> None:
+    """The l2 norm of a gradient has 1e-12 added, as in the authors' code: noise of 1e-16 is not walked along."""
+    x = torch.full((2, 4), 0.5, dtype=torch.float64)
+    grad = torch.tensor([[1e-12, 0, 0, 0], [1e-16, 0, 0, 0]], dtype=torch.float64)
+    with use_backend(backend):
+        out = apgd_step(x, x, grad, x, step_size=0.2, eps=1.0, momentum=1.0, norm="l2")
+    assert out[:, 0].tolist() == pytest.approx([0.6, 0.5 + 0.2 * 1e-4 / (1 + 1e-4)], abs=1e-12)
