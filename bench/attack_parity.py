@@ -34,6 +34,7 @@ from robustfast.attacks import (
     BIM,
     DDN,
     FAB,
+    FABT,
     FGSM,
     MIM,
     PGD,
@@ -171,6 +172,12 @@ PAIRS: dict[str, Pair] = {
         "linf",
         of_ours(FAB, eps=LINF, steps=50),
         of_torchattacks("FAB", eps=LINF, steps=50),
+    ),
+    "fab-t": Pair(
+        "torchattacks",
+        "linf",
+        of_ours(FABT, eps=LINF, steps=20),
+        of_torchattacks("FAB", eps=LINF, steps=20, multi_targeted=True),
     ),
     "deepfool": Pair("foolbox", "l2", of_ours(DeepFool), of_foolbox("L2DeepFoolAttack")),
     "deepfool-linf": Pair(
