@@ -118,9 +118,8 @@ class Spy:
     def __init__(self, name: str, part: Any, given: list[tuple[str, list[int]]]) -> None:
         self.name, self.kind, self.part, self.given = name, part.kind, part, given
 
-    @property
-    def _log(self) -> Any:
-        return self.part._log
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.part, name)
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int) -> Tensor:
         self.given.append((self.name, index.tolist()))
