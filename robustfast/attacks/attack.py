@@ -206,6 +206,11 @@ class Attack(ABC):
         return x_adv
 
     @property
+    def gradients(self) -> GradientLog | None:
+        """Which samples of the last call had a gradient that was zero or not finite; None before the first call."""
+        return self._log
+
+    @property
     def report(self) -> AttackReport:
         if self._log is None:
             raise RuntimeError("no report: this attack has not been called yet")

@@ -231,10 +231,10 @@ class AutoAttack(Attack):
             x_adv = torch.where(hit.reshape(-1, *[1] * (x.dim() - 1)), x_adv, x)
             state["x_adv"].index_copy_(0, rows[:kept], x_adv[:kept])
             fooled.index_copy_(0, rows[:kept], hit[:kept])
-            if log is not None and part._log is not None:
-                zero = part._log.zero[:kept]
+            if log is not None and part.gradients is not None:
+                zero = part.gradients.zero[:kept]
                 log.zero[rows[:kept]] = log.zero[rows[:kept]] | zero
-                log.nonfinite[rows[:kept]] = log.nonfinite[rows[:kept]] | part._log.nonfinite[:kept]
+                log.nonfinite[rows[:kept]] = log.nonfinite[rows[:kept]] | part.gradients.nonfinite[:kept]
                 without += int(zero.sum())
         if without and name.startswith("apgd"):
             self._warn(

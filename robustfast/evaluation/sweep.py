@@ -435,7 +435,7 @@ def _own_draws(device: torch.device, seed: int) -> Iterator[None]:
 
 def _gradients(attack: Attack, count: int) -> list[int]:
     """How many of the first `count` images had a zero and a non-finite gradient, and `count`."""
-    log = getattr(attack, "_log", None)
+    log = attack.gradients
     if log is not None and len(log.zero) >= count:
         # Where sizes are static, what follows are copies of the last image.
         return [int(log.zero[:count].sum()), int(log.nonfinite[:count].sum()), count]
