@@ -146,7 +146,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--eps", type=float, default=0.3)
+    parser.add_argument("--eps", type=float, default=mnist_model.EPS["linf"])
     parser.add_argument("--batch", type=int, default=250, help="images per call, for both sides")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--whole-only", action="store_true", help="leave out the parts alone")
