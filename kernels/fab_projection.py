@@ -60,7 +60,7 @@ def _project_kernel(
 
     share = tl.cast(0, tl.float64)
     if NORM == _L1:
-        # The slope down to which entries take all their room, bit by bit from the top: slopes order like their patterns.
+        # The slope down to which entries take all their room, bit by bit from the top: slopes order like patterns.
         found = tl.cast(0, BITS)
         for i in range(BITS.primitive_bitwidth - 1):
             candidate = found | (tl.cast(1, BITS) << (BITS.primitive_bitwidth - 2 - i))
