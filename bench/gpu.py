@@ -76,6 +76,7 @@ def stages(out: Path) -> dict[str, Stage]:
     run = str(out / time.strftime("digits-%Y%m%d-%H%M%S"))
     train = [sys.executable, "-m", "robustfast.train", "digits-aatpp", "--device", "cuda", "--out", run]
     epoch = [sys.executable, "bench/epoch.py", "--device", "cuda", "--limit", "1200"]
+    autoattack = [sys.executable, "bench/autoattack.py", "--device", "cuda"]
     return {
         # Installed, not only built: robustfast.kernels is found through the install alone. Nothing is downloaded.
         "build": Stage([[*pip, "--no-build-isolation", "--no-deps", "-e", "."]], 600),
@@ -88,6 +89,7 @@ def stages(out: Path) -> dict[str, Stage]:
         "ops": Stage([bench(name) for name in ops if name not in apart], 600),
         "attack": Stage([bench("attack")], 300),
         "step": Stage([bench("training_step")], 600),
+        "autoattack": Stage([[*autoattack, "--out", str(out / "autoattack-mnist-cuda.json")]], 1200),
         "epoch": Stage([[*epoch, "--out", str(out / "epoch.json")]], 1500),
         "train": Stage([train], 300),
     }

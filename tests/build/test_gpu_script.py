@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "gpu.py"
-STAGES = ["build", "test", "sanitize", "ops", "attack", "step", "epoch", "train"]
+STAGES = ["build", "test", "sanitize", "ops", "attack", "step", "autoattack", "epoch", "train"]
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +56,7 @@ def test_every_command_exists_and_every_selection_finds_tests(gpu: ModuleType, t
                 selections.append(command[command.index("pytest") + 1 :])
                 continue
             parts = command[1:] if command[0] == sys.executable else command
-            assert parts[0] in ("-m", "bench/epoch.py"), command
+            assert parts[0] in ("-m", "bench/epoch.py", "bench/autoattack.py"), command
             assert parts[0] != "-m" or importlib.util.find_spec(parts[1]), command
             assert parts[0] == "-m" or (ROOT / parts[0]).exists(), command
     files = {f"bench/{path.name}" for path in (ROOT / "bench").glob("bench_*.py")}
