@@ -11,6 +11,7 @@ from torch import Tensor
 from robustfast.attacks.apgd_schedule import phases, windows
 from robustfast.attacks.attack import Attack
 from robustfast.attacks.compaction import Remaining, remaining
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.cuda_graph import GraphedLoop, loops_are_eager
 from robustfast.attacks.draws import normal, uniform
 from robustfast.attacks.gradient import InputGradient, largest_entry
@@ -109,17 +110,14 @@ class APGD(Attack):
             model, norm=norm, eps=eps, loss=loss, targeted=targeted, bounds=bounds, batch_norm=batch_norm, seed=seed,
             engine=engine,
         )  # fmt: skip
-        for name, value in (("steps", steps), ("restarts", restarts), ("eot", eot)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, expected a whole number from 1")
         if not 0 <= rho <= 1:
             raise ValueError(f"rho is {rho}, expected a share of the steps in [0, 1]")
         if returns not in RETURNS:
             raise ValueError(f"returns is {returns!r}, expected one of {', '.join(RETURNS)}")
-        self.steps = steps
-        self.restarts = restarts
+        self.steps = whole_number("steps", steps)
+        self.restarts = whole_number("restarts", restarts)
         self.rho = rho
-        self.eot = eot
+        self.eot = whole_number("eot", eot)
         self.returns = returns
         self.early_stop = early_stop
         self._gradient = InputGradient(model, self._forward(), self._ascended(), compiled=engine == "compile")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustfast.attacks.apgd import APGD
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.losses import Loss
 from robustfast.ops import dlr_loss, margin_loss
 
@@ -63,9 +64,7 @@ class APGDT(APGD):
     ) -> None:
         if loss not in ("dlr", "margin"):
             raise ValueError(f"loss is {loss!r}, expected 'dlr' or 'margin', which have a targeted form")
-        if not isinstance(n_target_classes, int) or n_target_classes < 1:
-            raise ValueError(f"n_target_classes is {n_target_classes!r}, expected a whole number from 1")
-        self.n_target_classes = n_target_classes
+        self.n_target_classes = whole_number("n_target_classes", n_target_classes)
         super().__init__(
             model, eps=eps, norm=norm, steps=steps, restarts=restarts, loss=loss, rho=rho, eot=eot,
             early_stop=early_stop, bounds=bounds, batch_norm=batch_norm, seed=seed, engine=engine,

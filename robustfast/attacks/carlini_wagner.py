@@ -10,10 +10,11 @@ from torch import Tensor
 from robustfast.attacks.adam import adam_step
 from robustfast.attacks.attack import Attack
 from robustfast.attacks.compaction import remaining
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.cuda_graph import GraphedLoop
 from robustfast.attacks.gradient import largest_entry
 from robustfast.attacks.losses import loss_function
-from robustfast.attacks.nearest import by_row, distance, give_up_beyond, whole_number
+from robustfast.attacks.nearest import by_row, distance, give_up_beyond
 
 __all__ = ["CarliniWagner"]
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from robustfast.attacks.counts import whole_number
 from robustfast.errors import UserError
 from robustfast.ops.pgd_step import check_rule as check_direction
 from robustfast.ops.sizes import check_radius
@@ -79,8 +80,7 @@ def check_rule(
     Raises:
         ValueError: names the setting, what came and what is expected.
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}, expected a whole number from 1")
+    whole_number("steps", steps)
     if not 0 <= step_size < float("inf"):
         raise ValueError(
             f"step_size is {step_size}, expected a length >= 0 (a targeted attack descends by itself)"

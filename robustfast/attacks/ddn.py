@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from robustfast.attacks.attack import Attack
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.cuda_graph import GraphedLoop
 from robustfast.attacks.draws import normal
 from robustfast.attacks.gradient import largest_entry
-from robustfast.attacks.nearest import by_row, distance, give_up_beyond, whole_number
+from robustfast.attacks.nearest import by_row, distance, give_up_beyond
 
 __all__ = ["DDN"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.fab import FAB
-from robustfast.attacks.nearest import whole_number
 
 __all__ = ["FABT"]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["by_row", "distance", "give_up_beyond", "whole_number"]
+from robustfast.attacks.gradient import largest_entry
+
+__all__ = ["by_row", "distance", "give_up_beyond"]
 
 
 def by_row(values: Tensor, images: Tensor) -> Tensor:
@@ -15,8 +17,12 @@ def by_row(values: Tensor, images: Tensor) -> Tensor:
 
 def distance(images: Tensor, x: Tensor, norm: str = "l2") -> Tensor:
     """Length [B] of images - x in `norm`."""
-    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
-    return torch.linalg.vector_norm(images - x, order, dim=tuple(range(1, x.dim())))
+    away = images - x
+    if norm == "linf":
+        length = away.new_empty(len(away))
+        largest_entry(away, out=length)
+        return length
+    return torch.linalg.vector_norm(away, {"l2": 2, "l1": 1}[norm], dim=tuple(range(1, x.dim())))
 
 
 def give_up_beyond(eps: float | Tensor | None, images: Tensor, x: Tensor, norm: str) -> Tensor:
@@ -28,14 +34,3 @@ def give_up_beyond(eps: float | Tensor | None, images: Tensor, x: Tensor, norm: 
     if eps is None:
         return images
     return torch.where(by_row(distance(images, x, norm) <= eps, x), images, x)
-
-
-def whole_number(name: str, value: int, least: int = 1) -> int:
-    """`value`, unless it is no whole number from `least`.
-
-    Raises:
-        ValueError: names the setting.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}, expected a whole number from {least}")
-    return value

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from robustfast.attacks.attack import Attack
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.draws import normal, signs, uniform
 from robustfast.attacks.losses import Loss, loss_function
-from robustfast.attacks.strongest import Strongest
+from robustfast.attacks.strongest import Strongest, strongest
 from robustfast.ops import random_start
 from robustfast.ops.sizes import per_sample
 
@@ -73,8 +74,7 @@ class RandomNoise(Attack):
     ) -> None:
         if law not in ("ball", "sphere"):
             raise ValueError(f"law is {law!r}, expected 'ball' or 'sphere'")
-        if not isinstance(restarts, int) or restarts < 1:
-            raise ValueError(f"restarts is {restarts!r}, expected a whole number from 1")
+        whole_number("restarts", restarts)
         if targeted and restarts == 1:
             raise ValueError("targeted noise with one draw goes nowhere: give it restarts to choose from")
         super().__init__(
@@ -99,10 +99,7 @@ class RandomNoise(Attack):
             logits = self._gradient.logits(x_adv)
             loss = self._per_sample(logits, y)
             strength = (-loss if self.targeted else loss), self._fooled(logits, y)
-            if best is None:
-                best = Strongest(x_adv, *strength)
-            else:
-                best.add(x_adv, *strength)
+            best = strongest(best, x_adv, *strength)
         return best.images
 
     def _draw(self, x: Tensor, index: Tensor, key: int) -> Tensor:

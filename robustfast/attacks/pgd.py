@@ -10,9 +10,11 @@ from torch import Tensor
 
 from robustfast.attacks.attack import Attack, AttackReport
 from robustfast.attacks.config import check_rule
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.cuda_graph import GraphedLoop
 from robustfast.attacks.gradient import largest_entry
 from robustfast.attacks.losses import Loss
+from robustfast.attacks.strongest import Strongest, strongest
 from robustfast.attacks.until_fooled import UntilFooled
 from robustfast.ops import pgd_step, random_start
 from robustfast.seeds import derive
@@ -53,7 +55,7 @@ class PGD(Attack):
         model: images [B, ...] -> logits [B, K]: a module, one way of a three-way model, or any callable. The mode,
             buffers and parameters of a network hidden inside a lambda cannot be seen: put it into eval mode yourself.
         eps: radius of the ball in pixel units; float, or a tensor [] or [B] of the images' dtype.
-        step_size: length of a step in pixel units; as eps.
+        step_size: length of a step in pixel units; as eps. None: a quarter of eps, which is 2/255 at 8/255.
         relative_step: length of a step as a fraction of eps, instead of `step_size`, whatever eps a call gives:
             Foolbox's rel_stepsize.
         steps: gradient steps.
@@ -90,7 +92,7 @@ class PGD(Attack):
         self,
         model: Callable[[Tensor], Tensor],
         eps: float | Tensor = 8 / 255,
-        step_size: float | Tensor = 2 / 255,
+        step_size: float | Tensor | None = None,
         steps: int = 10,
         norm: str = "linf",
         step: str = "auto",
@@ -108,8 +110,7 @@ class PGD(Attack):
     ) -> None:
         if random_start not in (True, False, "ball", "pixel"):
             raise ValueError(f"random_start is {random_start!r}, expected True, False, 'ball' or 'pixel'")
-        if not isinstance(restarts, int) or restarts < 1:
-            raise ValueError(f"restarts is {restarts!r}, expected a whole number from 1")
+        whole_number("restarts", restarts)
         if restarts > 1 and not random_start:
             raise ValueError(f"restarts is {restarts} without a random start: every one would find the same")
         super().__init__(
@@ -118,7 +119,10 @@ class PGD(Attack):
         )  # fmt: skip
         if early_stop and loss == "kl":
             raise ValueError("early_stop needs labels to tell who is fooled, loss 'kl' takes probabilities")
-        self.step_size = step_size
+        if step_size is None and relative_step is None:
+            # A fixed length would not leave the middle of a larger ball, nor of any l2 or l1 ball.
+            relative_step = 0.25
+        self.step_size = step_size if relative_step is None else None
         self.relative_step = relative_step
         self.steps = steps
         self.step = step
@@ -126,7 +130,7 @@ class PGD(Attack):
         self.law = {True: "ball", False: None}.get(random_start, random_start)
         self.restarts = restarts
         self.early_stop = early_stop
-        self._check_sizes(eps, step_size if relative_step is None else relative_step)
+        self._check_sizes(eps, self.step_size if relative_step is None else relative_step)
         self._graph = GraphedLoop(model, self._climb, warn=engine == "auto")
         self._until_fooled = UntilFooled(self)
 
@@ -158,13 +162,14 @@ class PGD(Attack):
             Adversarial images like `x`, detached.
 
         Raises:
-            TypeError, ValueError: x, y or start of a wrong kind, pixels outside `bounds`, labels outside [0, K), or a
-                model whose output is no logits. Modes are restored first.
+            TypeError, ValueError: x, y, index, start, or a tensor eps or step_size of a wrong kind, pixels outside
+                `bounds`, labels outside [0, K), or a model whose output is no logits. Modes are restored first.
         """
         return self._attack(x, y, index, epoch=epoch, start=start, eps=eps, step_size=step_size)
 
     def __repr__(self) -> str:
-        shown = ("eps", "step_size", "steps", "norm", "step", "restarts", "loss", "targeted", "batch_norm")
+        step = "step_size" if self.relative_step is None else "relative_step"
+        shown = ("eps", step, "steps", "norm", "step", "restarts", "loss", "targeted", "batch_norm")
         return f"PGD({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     # What one way or several ways at once differ in. `batch` is the number of samples of one way ("lane"); with
@@ -230,7 +235,7 @@ class PGD(Attack):
         batch = len(x)
         x, y = _repeat(x, lanes), _repeat(y, lanes)
         x_adv = torch.empty_like(x)
-        best: tuple[Tensor, Tensor, Tensor] | None = None
+        best: Strongest | None = None
         fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for restart in range(self.restarts):
             if start is not None:
@@ -250,9 +255,11 @@ class PGD(Attack):
                 self._run_loop(self._graph, buffers, batch=batch)
                 self._log.add(buffers["peaks"])
             if self.restarts > 1:
-                best = self._keep_strongest(best, x_adv, y, batch)
-                fooled |= best[2]
-        return x_adv if best is None else best[0]
+                loss, right = self._gradient.score([x_adv[span] for span in self._spans(batch)], y)
+                strength = (-loss, right) if self.targeted else (loss, ~right)
+                best = strongest(best, x_adv, *strength)
+                fooled |= best.fooled
+        return x_adv if best is None else best.images
 
     def _climb(
         self,
@@ -285,20 +292,6 @@ class PGD(Attack):
             for grad, (here, centre, sizes, own, peak) in zip(grads, parts, strict=True):
                 largest_entry(grad, out=peak[step])
                 self._move(here, self._direction(grad, own), centre, sizes)
-
-    def _keep_strongest(
-        self, best: tuple[Tensor, Tensor, Tensor] | None, x_adv: Tensor, target: Tensor, batch: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(images, loss, fooled) of the strongest start so far, sample by sample and without looking at a value."""
-        loss, right = self._gradient.score([x_adv[span] for span in self._spans(batch)], target)
-        fooled = right if self.targeted else ~right
-        loss = torch.nan_to_num(-loss if self.targeted else loss, nan=-torch.inf)
-        if best is None:
-            return x_adv.clone(), loss, fooled
-        images, highest, fooled_before = best
-        better = torch.where(fooled == fooled_before, loss > highest, fooled)
-        torch.where(better.reshape(-1, *[1] * (x_adv.dim() - 1)), x_adv, images, out=images)
-        return images, torch.where(better, loss, highest), fooled | fooled_before
 
     def _check_sizes(self, eps: float | Tensor, step_size: float | Tensor) -> None:
         # The values of tensors are not looked at: that would wait for the device.

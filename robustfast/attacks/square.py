@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustfast.attacks.attack import Attack
 from robustfast.attacks.compaction import remaining
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.cuda_graph import GraphedLoop
 from robustfast.attacks.draws import uniform
 from robustfast.attacks.losses import Loss, loss_function
@@ -85,10 +86,8 @@ class Square(Attack):
         seed: int = 0,
         engine: str = "auto",
     ) -> None:
-        if not isinstance(queries, int) or queries < 0:
-            raise ValueError(f"queries is {queries!r}, expected a whole number from 0")
-        if not isinstance(restarts, int) or restarts < 1:
-            raise ValueError(f"restarts is {restarts!r}, expected a whole number from 1")
+        whole_number("queries", queries, 0)
+        whole_number("restarts", restarts)
         if not 0 < p_init <= 1:
             raise ValueError(f"p_init is {p_init}, expected a share of the image, above 0 and at most 1")
         if loss == "kl":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Strongest"]
+__all__ = ["Strongest", "strongest"]
 
 
 class Strongest:
@@ -27,6 +27,14 @@ class Strongest:
         torch.where(better.reshape(-1, *[1] * (images.dim() - 1)), images, self.images, out=self.images)
         self._loss = torch.where(better, loss, self._loss)
         self.fooled |= fooled
+
+
+def strongest(best: Strongest | None, images: Tensor, loss: Tensor, fooled: Tensor) -> Strongest:
+    """`best` with further images taken in, arguments as of `Strongest.add`; None holds none yet."""
+    if best is None:
+        return Strongest(images, loss, fooled)
+    best.add(images, loss, fooled)
+    return best
 
 
 def _ranked(loss: Tensor) -> Tensor:

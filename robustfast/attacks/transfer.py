@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustfast.attacks.attack import Attack
 from robustfast.attacks.losses import loss_function
-from robustfast.attacks.strongest import Strongest
+from robustfast.attacks.strongest import Strongest, strongest
 from robustfast.registry import lookup
 
 __all__ = ["Transfer"]
@@ -105,8 +105,5 @@ class Transfer(Attack):
             logits = self._gradient.logits(x_adv)
             loss = self._per_sample(logits, y)
             strength = (-loss if self.targeted else loss), self._fooled(logits, y)
-            if best is None:
-                best = Strongest(x_adv, *strength)
-            else:
-                best.add(x_adv, *strength)
+            best = strongest(best, x_adv, *strength)
         return best.images

@@ -11,11 +11,12 @@ from torch import Tensor
 from robustfast.attacks.adam import adam_step
 from robustfast.attacks.attack import Attack
 from robustfast.attacks.compaction import remaining
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.cuda_graph import GraphedLoop
 from robustfast.attacks.draws import uniform
 from robustfast.attacks.gradient import largest_entry
 from robustfast.attacks.losses import Loss, loss_function
-from robustfast.attacks.nearest import by_row, whole_number
+from robustfast.attacks.strongest import Strongest, strongest
 from robustfast.ops import pgd_step
 
 __all__ = ["TransformAttack"]
@@ -123,7 +124,7 @@ class TransformAttack(Attack):
         if start is not None:
             raise ValueError(f"start was given, but {self.name} starts from an offset, not from an image")
         prepared = self._prepare(x)
-        best: tuple[Tensor, Tensor, Tensor] | None = None
+        best: Strongest | None = None
         done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for restart in range(self.restarts):
             offset = x.new_zeros(len(x), *self._size(x))
@@ -138,10 +139,12 @@ class TransformAttack(Attack):
             with torch.no_grad():
                 images = torch.empty_like(x).copy_(self._images(x, offset, prepared))
             if self.restarts > 1:
-                best = self._keep_strongest(best, images, y)
+                loss, right = self._gradient.score([images], y)
+                strength = (-loss, right) if self.targeted else (loss, ~right)
+                best = strongest(best, images, *strength)
                 # A sample that was fooled is left out of the next start.
-                done = best[2].clone() if self.early_stop else done
-        return images if best is None else best[0]
+                done = best.fooled.clone() if self.early_stop else done
+        return images if best is None else best.images
 
     def _ascend(self, state: State, prepared: list[str], done: Tensor) -> None:
         """All steps of one start, in place on the state; those `done` bool [B] are left alone, where any stop early."""
@@ -211,20 +214,3 @@ class TransformAttack(Attack):
             values = self._per_sample(self._gradient.forward(leaf), target)
             total = total + self._gradient.gradient_of(values, leaf)
         return total / self.eot
-
-    def _keep_strongest(
-        self, best: tuple[Tensor, Tensor, Tensor] | None, images: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(images, loss, fooled) of the strongest start so far."""
-        loss, right = self._gradient.score([images], target)
-        fooled = right if self.targeted else ~right
-        loss = torch.nan_to_num(-loss if self.targeted else loss, nan=-torch.inf)
-        if best is None:
-            return images, loss, fooled
-        kept, highest, fooled_before = best
-        better = torch.where(fooled == fooled_before, loss > highest, fooled)
-        return (
-            torch.where(by_row(better, images), images, kept),
-            torch.where(better, loss, highest),
-            fooled | fooled_before,
-        )
