@@ -19,7 +19,7 @@ def uniform(
     index: Tensor,
     shape: tuple[int, ...],
     *,
-    seed: int,
+    seed: int | Tensor,
     step: int | Tensor = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -31,7 +31,8 @@ def uniform(
     Args:
         index: int64 [B], each sample's number in the data set.
         shape: of one sample's draws.
-        seed: 0 <= seed < 2**63, one for each kind of draw: from `robustfast.seeds.derive`.
+        seed: 0 <= seed < 2**63, one for each kind of draw: from `robustfast.seeds.derive`; an int64 tensor [] where a
+            CUDA graph has to read it.
         step: below 2**30, numbers the draws of one kind; an int64 tensor [] where a CUDA graph has to read it.
         dtype: of the result.
 
@@ -45,7 +46,7 @@ def signs(
     index: Tensor,
     shape: tuple[int, ...],
     *,
-    seed: int,
+    seed: int | Tensor,
     step: int | Tensor = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -57,7 +58,7 @@ def normal(
     index: Tensor,
     shape: tuple[int, ...],
     *,
-    seed: int,
+    seed: int | Tensor,
     step: int | Tensor = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -68,7 +69,7 @@ def normal(
     return (radius * (2 * math.pi * pairs[:, count:]).cos()).to(dtype).reshape(-1, *shape)
 
 
-def _words(index: Tensor, count: int, seed: int, step: int | Tensor) -> Tensor:
+def _words(index: Tensor, count: int, seed: int | Tensor, step: int | Tensor) -> Tensor:
     """32 random bits each, as int64 [B, count]."""
     element = torch.arange(-(-count // 4), device=index.device)
     purpose = torch.zeros_like(element) + (_PURPOSE + _STRIDE * step)

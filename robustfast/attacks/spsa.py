@@ -11,6 +11,7 @@ from torch import Tensor
 from robustfast.attacks.adam import adam_step
 from robustfast.attacks.attack import Attack
 from robustfast.attacks.compaction import remaining
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.cuda_graph import GraphedLoop
 from robustfast.attacks.draws import signs
 from robustfast.attacks.losses import Loss, loss_function
@@ -86,8 +87,7 @@ class SPSA(Attack):
         engine: str = "auto",
     ) -> None:
         for name, count in (("steps", steps), ("samples", samples), ("chunk", chunk)):
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} is {count!r}, expected a whole number from 1")
+            whole_number(name, count)
         if steps * samples >= 2**30:
             raise ValueError(f"steps * samples is {steps * samples}, expected fewer than 2**30 draws")
         for name, size in (("delta", delta), ("step_size", step_size)):
@@ -121,7 +121,8 @@ class SPSA(Attack):
         state["fooled"] = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         count = torch.zeros((), dtype=torch.float64, device=x.device)
         block = _BLOCK if self.early_stop else self.steps
-        key = self._key(epoch)
+        # Tensors, for graphs to read: neither a block nor an epoch means a new capture.
+        key = torch.full_like(index[0], self._key(epoch))
         for first in range(0, self.steps, block):
             left = remaining(state["fooled"], static=self._uses_graph(x, self._graph))
             if not left.count:
@@ -129,8 +130,8 @@ class SPSA(Attack):
             steps = min(block, self.steps - first)
             part = left.take(state)
             part["peaks"] = x.new_empty(steps, len(left.rows))
-            shared = {"count": count, "first": torch.full_like(index[0], first)}
-            self._run_loop(self._graph, {**part, **shared}, steps=steps, key=key)
+            shared = {"count": count, "first": torch.full_like(index[0], first), "key": key}
+            self._run_loop(self._graph, {**part, **shared}, steps=steps)
             self._log.add(part["peaks"], left.rows)
             left.put(state, part, ("x_adv", "mean", "square", "fooled"))
         return state["x_adv"]
@@ -148,9 +149,9 @@ class SPSA(Attack):
         peaks: Tensor,
         count: Tensor,
         first: Tensor,
+        key: Tensor,
         *,
         steps: int,
-        key: int,
     ) -> None:
         """Some steps, in place on `x_adv`, the averages, `fooled` and `peaks` [steps, B]."""
         rows = (-1, *[1] * (x.dim() - 1))
@@ -164,7 +165,9 @@ class SPSA(Attack):
             moved = (x + torch.minimum(torch.maximum(moved, -radius), radius)).clamp(*self.bounds)
             torch.where(fooled.reshape(rows), x_adv, moved, out=x_adv)
 
-    def _estimate(self, x: Tensor, y: Tensor, index: Tensor, key: int, step: Tensor, peak: Tensor) -> Tensor:
+    def _estimate(
+        self, x: Tensor, y: Tensor, index: Tensor, key: int | Tensor, step: Tensor, peak: Tensor
+    ) -> Tensor:
         """The gradient of the loss at `x` [B, ...]; `peak` [B] gets its largest entry, nan where a loss was none."""
         grad = torch.zeros_like(x)
         finite = torch.ones_like(peak, dtype=torch.bool)

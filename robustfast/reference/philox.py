@@ -16,13 +16,13 @@ ROUNDS = 10
 
 
 def philox4x32(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the four random words of each counter: a pure function, so draws do not depend on what was drawn before.
 
     Args:
         counter: four int64 tensors that broadcast together, each holding 32-bit words (0..2**32-1).
-        key: two 32-bit words.
+        key: two 32-bit words, numbers or int64 tensors [].
 
     Returns:
         Four int64 tensors of the broadcast shape, each holding uniform 32-bit words.
