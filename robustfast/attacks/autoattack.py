@@ -15,6 +15,7 @@ from robustfast.attacks.attack import Attack
 from robustfast.attacks.autoattack_flags import looks_like_probabilities, looks_random
 from robustfast.attacks.autoattack_versions import VERSIONS, for_classes, parts_of
 from robustfast.attacks.compaction import remaining
+from robustfast.attacks.counts import whole_number
 from robustfast.attacks.cuda_graph import loops_are_eager
 from robustfast.registry import lookup
 
@@ -57,6 +58,9 @@ class AutoAttack(Attack):
     * custom: the `attacks` named, those of the package set up as it sets them up before a version is chosen: 5 starts
       for apgd-ce, apgd-dlr and fab.
 
+    Under l1, APGD climbs through balls of larger radii in every version here. The package does so in its standard
+    version alone; in plus and rand its APGD stays within eps.
+
     Each attack gets the images that the model still classifies rightly; an image keeps what the first attack that won
     it made. Images that stand to the end, and those the model is wrong about anyway, come back as they are.
 
@@ -89,7 +93,7 @@ class AutoAttack(Attack):
     Attributes:
         names: the attacks, in order.
         settings: every attack's settings, by name.
-        records: a `PartRecord` per attack, of the last call.
+        records: a `PartRecord` per attack, of the last call; none where that had no images.
         fooled_by: for each image of the last call the attack that won it, "clean" where the model was wrong from the
             start, None where it stood.
         report: of all gradients of the last call.
@@ -131,13 +135,11 @@ class AutoAttack(Attack):
                 f"version is {version!r} and attacks is {list(attacks)}: "
                 f"name the attacks with version 'custom' and with no other"
             )
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}, expected a whole number from 1")
         self.version = version
         self.steps = steps
         self.queries = queries
         self.eot = (20 if version == "rand" else 1) if eot is None else eot
-        self.batch_size = batch_size
+        self.batch_size = whole_number("batch_size", batch_size)
         self.flags = flags
         self.settings = parts_of(version, norm, attacks, steps=steps, queries=queries, eot=self.eot)
         for name, more in (settings or {}).items():
@@ -186,6 +188,13 @@ class AutoAttack(Attack):
             built = self._built[name] = settings, preset(self.model, **settings)
         return built[1]
 
+    def _attack(
+        self, x: Tensor, y: Tensor, index: Tensor | None, *, epoch: int, start: Tensor | None, **more: Any
+    ) -> Tensor:
+        # A call without images, or one that is refused, leaves no record of the call before it.
+        self.records, self.fooled_by = [], []
+        return super()._attack(x, y, index, epoch=epoch, start=start, **more)
+
     def _run(
         self, x: Tensor, y: Tensor, index: Tensor, epoch: int, start: Tensor | None, **more: Any
     ) -> Tensor:
@@ -197,7 +206,6 @@ class AutoAttack(Attack):
         state = {"x": x, "y": y, "index": index, "x_adv": x.clone(), "fooled": fooled}
         clean = fooled.clone()
         won_by = torch.full_like(y, -1)
-        self.records = []
         for number, name in enumerate(self.names):
             before, begun = fooled.clone(), time.perf_counter()
             left = self._attack_rest(name, logits.shape[1], state, epoch)
