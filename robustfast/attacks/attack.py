@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from robustfast.attacks.arguments import check_images, check_index, check_sizes
 from robustfast.attacks.cuda_graph import GraphedLoop, loops_are_eager
 from robustfast.attacks.gradient import InputGradient
 from robustfast.attacks.losses import Loss, check_target
@@ -183,8 +184,8 @@ class Attack(ABC):
             Adversarial images like `x`, detached.
 
         Raises:
-            TypeError, ValueError: x, y or start of a wrong kind, pixels outside `bounds`, labels outside [0, K), or a
-                model whose output is no logits. Modes are restored first.
+            TypeError, ValueError: x, y, index, start or a tensor eps of a wrong kind, pixels outside `bounds`, labels
+                outside [0, K), or a model whose output is no logits. Modes are restored first.
         """
         return self._attack(x, y, index, epoch=epoch, start=start)
 
@@ -195,7 +196,10 @@ class Attack(ABC):
         check_images(x, self.bounds, start)
         check_target(self.loss, x, y)
         x, y = x.detach(), y.detach()
-        index = torch.arange(len(x), device=x.device) if index is None else index
+        index = check_index(index, x)
+        given = {name: more.get(name) for name in ("eps", "step_size")}
+        sizes = {name: getattr(self, name, None) if size is None else size for name, size in given.items()}
+        check_sizes(self.name, sizes, x)
         self._log = GradientLog(len(x) * self._lanes, x.device)
         if not len(x):
             return x.clone()
@@ -253,31 +257,3 @@ class Attack(ABC):
         if self.engine in ("eager", "compile") or loops_are_eager(x.device):
             return False
         return self.engine == "graph" or (x.is_cuda and graph.usable())
-
-
-def check_images(x: Tensor, bounds: Sequence[float], start: Tensor | None = None) -> None:
-    """Refuse images an attack cannot run on, by type, shape and dtype alone.
-
-    Raises:
-        TypeError, ValueError: what came and what is expected.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is {type(x).__name__}, expected a tensor of images")
-    if x.dtype in (torch.float16, torch.bfloat16):
-        raise TypeError(
-            f"x is {x.dtype}, expected float32 or float64: half-precision images leave the ball "
-            f"(1.09 eps after ten bfloat16 steps); pass x.float() and run the model under torch.autocast"
-        )
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x is {x.dtype}, expected float32 or float64 pixels in {list(bounds)}")
-    if x.dim() < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected [B, ...]")
-    if torch.is_inference_mode_enabled() or x.is_inference():
-        raise ValueError(
-            "an attack needs gradients: run it, and make x, outside torch.inference_mode (no_grad is fine)"
-        )
-    if start is not None and (start.shape != x.shape or start.dtype != x.dtype or start.device != x.device):
-        raise ValueError(
-            f"start is {start.dtype} {tuple(start.shape)} on {start.device}, "
-            f"expected that of x, {x.dtype} {tuple(x.shape)} on {x.device}"
-        )

@@ -80,6 +80,7 @@ class InputGradient:
     ) -> None:
         self._model = model
         self._compiled = compiled
+        self._trusted = False
         self.classes = 0
         self._forward = forward
         self._per_sample = per_sample = loss_function(loss)
@@ -106,6 +107,7 @@ class InputGradient:
         half = autocast and torch.get_autocast_dtype(device.type) == torch.float16
         half = half or any(parameter.dtype == torch.float16 for parameter in parameters)
         self._scale = FLOAT16_SCALE if half else 1.0
+        self._trusted = False
         keep_casts = autocast and not self._compiled and not (module and _is_compiled(module))
         with torch.enable_grad(), requires_grad(parameters, keep_casts), cast_cache():
             yield
@@ -181,16 +183,26 @@ class InputGradient:
         raise ValueError(_INDEPENDENT)
 
     def _guarded(self, leaves: Sequence[Tensor], run: Callable[[], T]) -> T:
-        """What `run` returns, unless the model wrote on the images it was given."""
+        """What `run` returns, unless the model wrote on the images it was given.
+
+        They may be the caller's own, so what the first pass of a session writes on them is taken back.
+        """
         versions = [leaf._version for leaf in leaves]
+        kept = [] if self._trusted else [leaf.detach().clone() for leaf in leaves]
         try:
             found = run()
         except RuntimeError as error:
             if "in-place operation" in str(error) and "leaf Variable" in str(error):
                 raise ValueError(_IN_PLACE) from error
             raise
-        if any(leaf._version != version for leaf, version in zip(leaves, versions, strict=True)):
+        finally:
+            written = any(leaf._version != version for leaf, version in zip(leaves, versions, strict=True))
+            if written:
+                for leaf, before in zip(leaves, kept, strict=False):
+                    leaf.detach().copy_(before)
+        if written:
             raise ValueError(_IN_PLACE)
+        self._trusted = True
         return found
 
     def score(self, leaves: Sequence[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
