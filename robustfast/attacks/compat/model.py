@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -120,15 +121,19 @@ def predictions(model: Model, x: Tensor) -> Tensor:
 
 def loss_of(function: Callable[[Tensor, Tensor], Tensor] | None) -> str | Loss:
     """A peer's loss function, which may return a mean or a sum over the batch, as a loss [B]; None: cross entropy."""
-    if function is None:
-        return "ce"
+    return "ce" if function is None else _PerSample(function)
 
-    def per_sample(logits: Tensor, target: Tensor) -> Tensor:
-        value = function(logits, target)
+
+@dataclass(frozen=True)
+class _PerSample:
+    """Equal for equal functions, so that `Attacks` keeps the attack, and its CUDA graph, from call to call."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        value = self.function(logits, target)
         # Summed again over the batch, the shares make the value itself, hence its gradient.
         return value if value.dim() else (value / len(target)).expand(len(target))
-
-    return per_sample
 
 
 def unsupported(library: str, name: str, instead: str = "") -> AttributeError:

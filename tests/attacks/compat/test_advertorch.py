@@ -150,6 +150,18 @@ def test_a_loss_of_ones_own_is_climbed(net: nn.Module, batch: Batch, reduction: 
     assert net(first.perturb(*batch))[:, 0].sum() > net(batch[0])[:, 0].sum()
 
 
+def test_a_loss_keeps_its_attack(net: nn.Module, batch: Batch) -> None:
+    net.eval()
+    attack = advertorch.LinfBasicIterativeAttack(net, loss_fn=nn.CrossEntropyLoss(reduction="sum"))
+    attack.perturb(*batch)
+    first = attack._built.last
+    attack.perturb(*batch)
+    assert attack._built.last is first, "built anew, a CUDA graph would be captured in each call"
+    attack.loss_fn = nn.CrossEntropyLoss()
+    attack.perturb(*batch)
+    assert attack._built.last is not first
+
+
 def test_labels_may_be_left_out_unless_they_are_wanted(net: nn.Module, batch: Batch) -> None:
     net.eval()
     x, predicted = batch[0], net(batch[0]).argmax(1)
