@@ -331,6 +331,21 @@ def test_spsa_descends_as_theirs(net: nn.Module, batch: Batch, theirs: Any) -> N
     assert margins[1] - clean == pytest.approx(margins[0] - clean, rel=0.2)
 
 
+def test_few_classes_climb_the_margin(theirs: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval()
+    x = torch.rand(6, 3, 8, 8)
+    y = net(x).argmax(1)
+    with pytest.raises(IndexError):
+        theirs.APGDT(net, eps=0.1, n_classes=3)(x, y)
+    attack = ours.APGDT(net, eps=0.1)
+    with pytest.warns(RuntimeWarning, match="apgd-t with 3 classes: .* margin") as caught:
+        found = [attack(x, y) for _ in range(2)]
+    assert len(caught) == 1
+    assert (net(found[1]).argmax(1) != y).all()
+    assert (found[1] - x).abs().max() <= 0.1 + 1e-6
+
+
 def test_autoattack_leaves_what_stands(
     net: nn.Module, batch: Batch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor
 
+from robustfast.attacks.autoattack_versions import for_classes
 from robustfast.attacks.compat.model import fresh_key
 from robustfast.attacks.compat.torchattacks.attack import Attack
 from robustfast.attacks.presets import ATTACKS
@@ -30,6 +32,7 @@ class _Seeded(Attack):
         key = fresh_key() if self.seed is None else int(self.seed)
         preset, settings = ATTACKS[self._preset()], self._settings()
         settings = {**preset.settings, "norm": _NORMS[self.norm], "eps": self.eps, **settings}
+        settings |= self._for_classes(images)
         goal = self._goal(images, labels)
         if "targeted" not in self.supported_mode or not goal["targeted"]:
             del goal["targeted"]
@@ -40,6 +43,10 @@ class _Seeded(Attack):
 
     def _settings(self) -> dict[str, Any]:
         raise NotImplementedError
+
+    def _for_classes(self, images: Tensor) -> dict[str, Any]:
+        """What must change where the model has few classes."""
+        return {}
 
 
 class APGD(_Seeded):
@@ -79,7 +86,9 @@ class APGD(_Seeded):
 class APGDT(_Seeded):
     """``APGDT(model, norm='Linf', eps=8/255, steps=10, n_restarts=1, seed=0, eot_iter=1, ..., n_classes=10)``.
 
-    Under l2 torchattacks steps all samples by the first one's step size; here each has its own.
+    Under l2 torchattacks steps all samples by the first one's step size; here each has its own. With fewer than four
+    classes, which the targeted DLR loss needs, torchattacks crashes; here the margin to the target is climbed instead,
+    and one warning says so.
     """
 
     preset = "apgd-t"
@@ -99,6 +108,7 @@ class APGDT(_Seeded):
         self.verbose = verbose
         self.target_class = None
         self.n_target_classes = n_classes - 1
+        self._classes: tuple[Any, int] | None = None
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -108,6 +118,16 @@ class APGDT(_Seeded):
             "rho": self.thr_decr,
             "n_target_classes": self.n_target_classes,
         }
+
+    def _for_classes(self, images: Tensor) -> dict[str, Any]:
+        if not len(images):
+            return {}
+        if self._classes is None or self._classes[0] is not self.model:
+            self._classes = self.model, self.get_output_with_eval_nograd(images).shape[1]
+            why = for_classes(self.preset, {}, self._classes[1])[1]
+            if why:
+                warnings.warn(why, RuntimeWarning, stacklevel=4)
+        return for_classes(self.preset, {}, self._classes[1])[0]
 
 
 class FAB(_Seeded):
