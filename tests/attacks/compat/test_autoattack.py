@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustfast.attacks.autoattack_versions import for_classes
 from robustfast.attacks.compat import autoattack
 from robustfast.attacks.compat.autoattack import AutoAttack, EvaluationState
 
@@ -185,6 +188,150 @@ def test_a_wrong_state_is_refused(data: Any, tmp_path: Path) -> None:
         quick(net, ["square"]).run_standard_evaluation(x, y, state_path=path)
     with pytest.raises(ValueError, match="not set yet"):
         _ = EvaluationState([]).robust_accuracy
+
+
+def test_a_state_of_another_evaluation_is_refused(data: Any, tmp_path: Path) -> None:
+    net, x, y = data
+    path = tmp_path / "state.json"
+
+    def run(model: Any = net, images: Tensor = x, labels: Tensor = y, **settings: Any) -> None:
+        quick(model, ["square"], **settings).run_standard_evaluation(images, labels, state_path=path)
+
+    run()
+    run()
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        next(other.parameters())[0] += 1e-6
+    refusals: list[tuple[str, Any]] = [
+        (r"differs in eps \(0.06, now 0.0\); delete it", lambda: run(eps=0.0)),
+        (r"norm \('Linf', now 'L2'\), eps \(0.06, now 0.5\)", lambda: run(norm="L2", eps=0.5)),
+        (r"seed \(0, now None\)", lambda: run(seed=None)),
+        ("differs in images; delete", lambda: run(images=x.flip(-1))),
+        ("differs in labels; delete", lambda: run(labels=y.flip(0))),
+        ("differs in weights; delete", lambda: run(other)),
+    ]
+    before = path.read_text()
+    for words, call in refusals:
+        with pytest.raises(ValueError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert path.read_text() == before
+    path.unlink()
+    adversary = quick(net, ["square"])
+    adversary.version = "standard"
+    adversary.run_standard_evaluation(x, y, state_path=path)
+    with pytest.raises(ValueError, match=r"version \('standard', now 'custom'\)"):
+        run()
+
+
+def test_a_model_without_weights_is_known_by_its_logits(data: Any, tmp_path: Path) -> None:
+    net, x, y = data
+    path = tmp_path / "state.json"
+
+    def run(model: Any) -> None:
+        quick(model, ["square"], verbose=False).run_standard_evaluation(x, y, state_path=path)
+
+    run(lambda z: net(z))
+    run(lambda z: net(z) * (1 + 1e-6))  # as another device rounds
+    with pytest.raises(ValueError, match="differs in logits; delete"):
+        run(lambda z: net(z).flip(1))
+    path.unlink()
+    run(lambda z: net(z) + 0.01 * torch.rand(5))
+    run(lambda z: net(z) + 0.01 * torch.rand(5))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_climb_the_margin(classes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, classes)).eval()
+    x = torch.rand(12, 3, 8, 8)
+    y = net(x).argmax(1)
+    names = ["apgd-dlr", "apgd-t"]
+    reasons = [why for name in names if (why := for_classes(name, {}, classes)[1])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = quick(net, names, eps=0.1).run_standard_evaluation_individual(x, y, bs=5)
+    out = capsys.readouterr().out
+    assert len(reasons) == 4 - classes
+    for name, x_adv in found.items():
+        assert (net(x_adv).argmax(1) != y).all(), name
+        why = for_classes(name, {}, classes)[1]
+        assert not why or out.count(f"Warning: {why}") == 1
+    for part in (
+        autoattack.APGDAttack_targeted(net, n_iter=5, eps=0.1),
+        autoattack.APGDAttack(net, n_iter=5, eps=0.1, loss="dlr"),
+    ):
+        warned = classes == 2 or isinstance(part, autoattack.APGDAttack_targeted)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            x_adv = [part.perturb(x, y) for _ in range(2)][1]
+        assert len(caught) == warned
+        assert (net(x_adv).argmax(1) != y).all()
+
+
+def test_won_samples_leave_an_evaluation(data: Any) -> None:
+    net, x, y = data
+    rows = []
+    net.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    names = ["apgd-ce", "apgd-t", "fab-t"]
+
+    def images(whole: bool) -> tuple[int, Tensor]:
+        adversary = quick(net, names, verbose=False, eps=0.09)
+        adversary.apgd.n_iter = adversary.apgd_targeted.n_iter = adversary.fab.n_iter = 30
+        if whole:
+            for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
+                part.perturb = functools.partial(to_the_end, part, part.perturb)
+        rows.clear()
+        x_adv = adversary.run_standard_evaluation(x, y)
+        return sum(rows), x_adv
+
+    def to_the_end(part: Any, real: Any, *arguments: Any, **keywords: Any) -> Tensor:
+        assert part.stops_early
+        part.stops_early = False
+        return real(*arguments, **keywords)
+
+    fewer, early = images(whole=False)
+    more, late = images(whole=True)
+    assert fewer < 0.8 * more
+    assert torch.equal(net(early).argmax(1) == y, net(late).argmax(1) == y)
+    part = autoattack.APGDAttack(net, n_iter=30, eps=0.06)
+    rows.clear()
+    part.perturb(x, y, best_loss=True)
+    assert min(rows) == len(x), "best_loss goes to the end with all"
+    adversary = quick(net, ["apgd-ce"], verbose=False)
+    adversary.run_standard_evaluation(x, y)
+    assert adversary.apgd._built.last.early_stop
+    adversary.apgd.perturb(x, y)
+    assert not adversary.apgd._built.last.early_stop
+    adversary.apgd.eot_iter = 2
+    adversary.run_standard_evaluation(x, y)
+    assert not adversary.apgd._built.last.early_stop
+
+
+def test_larger_radii_come_when_asked_for(data: Any) -> None:
+    net, x, y = data
+    right = net(x).argmax(1) == y
+    x, y = x[right], y[right]
+    seen: list[Tensor] = []
+    net.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    for kind in (autoattack.APGDAttack, autoattack.APGDAttack_targeted):
+        reach = {}
+        for large in (False, True):
+            part = kind(net, n_iter=10, norm="L1", eps=1.5, use_largereps=large)
+            seen.clear()
+            found = part.perturb(x, y)
+            assert (found - x).abs().flatten(1).sum(1).max() <= 1.5 + 1e-9
+            reach[large] = max(
+                (images - x).abs().flatten(1).sum(1).max().item() for images in seen if len(images) == len(x)
+            )
+        assert reach[False] == pytest.approx(1.5, rel=1e-6)
+        assert reach[True] > 2 * 1.5
+    part = autoattack.APGDAttack(net, n_iter=10, norm="L1", eps=1.5, use_largereps=True)
+    seen.clear()
+    part.perturb(x, y, best_loss=True)
+    assert max((images - x).abs().flatten(1).sum(1).max() for images in seen) <= 1.5 + 1e-9
+    with pytest.raises(ValueError, match="exists under L1 and not under Linf"):
+        autoattack.APGDAttack(net, eps=0.1, use_largereps=True).perturb(x, y)
 
 
 def test_all_six_attacks_run(data: Any) -> None:

@@ -10,18 +10,23 @@ import torch
 from torch import Tensor
 
 from robustfast.attacks.autoattack_flags import looks_like_probabilities, looks_random
+from robustfast.attacks.autoattack_versions import for_classes
 from robustfast.attacks.compat.autoattack.parts import (
     APGDAttack,
     APGDAttack_targeted,
     FABAttack_PT,
     SquareAttack,
 )
-from robustfast.attacks.compat.autoattack.state import EvaluationState
+from robustfast.attacks.compat.autoattack.state import EvaluationState, digest
 from robustfast.attacks.compat.model import as_it_is, fresh_key
+from robustfast.attacks.modes import module_of
 
 __all__ = ["AutoAttack", "Logger"]
 
 _NORM_OF = {"Linf": torch.inf, "L2": 2, "L1": 1}
+
+# Images whose logits stand for a model without weights in a state file.
+_SHOWN = 8
 
 
 class Logger:
@@ -47,8 +52,10 @@ class AutoAttack:
 
     On purpose different: a sample's draws are keyed by seed and by its place in the data set, not by its place in a
     batch of those that are left, so that `bs` does not matter; the global generators are not seeded; a state file can
-    be resumed from; where there are fewer classes than targets, as many as there are are taken; a version changed
-    through `attacks_to_run` in `run_standard_evaluation_individual` is put back; images outside [0, 1] are an error.
+    be resumed from, by the same evaluation alone; where there are fewer classes than targets, as many as there are are
+    taken, and where there are too few for a DLR loss, the margin; samples leave a run once they are won, so that of the
+    same samples other iterates come back; a version changed through `attacks_to_run` in
+    `run_standard_evaluation_individual` is put back; images outside [0, 1] are an error.
 
     Args:
         model: images [B, ...] in [0, 1] -> logits.
@@ -144,13 +151,16 @@ class AutoAttack:
     ) -> Any:
         """Every attack in turn on the samples that stand.
 
+        APGD and FAB let go of a sample within five or ten steps of its fall, but for APGD with `eot_iter` above one.
+        Runs to the end, as ``perturb`` of the parts does them, win the same samples.
+
         Args:
             x_orig: images [N, ...] in [0, 1].
             y_orig: labels int64 [N].
             bs: samples per batch.
             return_labels: also return what the model says of each result, int64 [N].
             state_path: file that is written after each batch, and resumed from where it exists: samples that were won
-                before come back as they are then.
+                before come back as they are then. Of another norm, eps, version, seed, data or model it is an error.
 
         Returns:
             x_adv like x_orig, or (x_adv, y_adv).
@@ -159,7 +169,7 @@ class AutoAttack:
             return self._evaluate(x_orig, y_orig, bs, return_labels, state_path)
 
     def _evaluate(self, x_orig: Tensor, y_orig: Tensor, bs: int, return_labels: bool, state_path: Any) -> Any:
-        state, left = self._begin(len(x_orig), state_path)
+        state, left = self._begin(x_orig, y_orig, state_path)
         self._log(f"using {self.version} version including {', '.join(left)}.")
         if state.run_attacks:
             self._log(f"{', '.join(state.run_attacks)} was/were already run.")
@@ -204,14 +214,15 @@ class AutoAttack:
         self._finish(x_orig, x_adv, state)
         return (x_adv, y_adv) if return_labels else x_adv
 
-    def _begin(self, samples: int, state_path: Any) -> tuple[EvaluationState, list[str]]:
+    def _begin(self, x: Tensor, y: Tensor, state_path: Any) -> tuple[EvaluationState, list[str]]:
         """The state, and the attacks still to run."""
-        path = None if state_path is None else Path(state_path)
-        if path is None or not path.exists():
-            state = EvaluationState(list(self.attacks_to_run), path)
+        if state_path is None:
+            return EvaluationState(list(self.attacks_to_run)), list(self.attacks_to_run)
+        path, subject = Path(state_path), self._subject(x, y)
+        if not path.exists():
+            state = EvaluationState(list(self.attacks_to_run), path, subject=subject)
             state.to_disk()
-            if path is not None:
-                self._log(f"Created state in {path}")
+            self._log(f"Created state in {path}")
             return state, list(self.attacks_to_run)
         state = EvaluationState.from_disk(path)
         if set(self.attacks_to_run) != set(state.attacks_to_run):
@@ -219,17 +230,35 @@ class AutoAttack:
                 "The state was created with a different set of attacks to run. You are probably using the wrong state "
                 "file."
             )
-        if state.robust_flags is not None and len(state.robust_flags) != samples:
+        if state.robust_flags is not None and len(state.robust_flags) != len(x):
             raise ValueError(
-                f"{path} is the state of {len(state.robust_flags)} samples, {samples} were given: "
+                f"{path} is the state of {len(state.robust_flags)} samples, {len(x)} were given: "
                 f"you are probably using the wrong state file"
             )
+        state.check(subject)
         self._log(f"Restored state from {path}")
         self._log(
             "Since the state has been restored, **only** the adversarial examples from the current run are going to "
             "be returned."
         )
         return state, [attack for attack in self.attacks_to_run if attack not in state.run_attacks]
+
+    def _subject(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        """What a state is of. A model whose weights cannot be found is known by its logits, unless they are random."""
+        module = module_of(self.model)
+        subject = {
+            "norm": self.norm,
+            "eps": float(self.epsilon),
+            "version": self.version,
+            "seed": self.seed,
+            "images": digest(x),
+            "labels": digest(y),
+        }
+        if module is not None:
+            kept = sorted(module.state_dict().items())
+            return subject | {"weights": digest(*(value for _, value in kept if isinstance(value, Tensor)))}
+        first, second = (self.get_logits(x[:_SHOWN].to(self.device)) for _ in range(2))
+        return subject | {"logits": first.tolist() if torch.equal(first, second) else None}
 
     def _attack(self, attack: str, x: Tensor, y: Tensor, index: Tensor, seed: int) -> Tensor:
         if attack in ("apgd-ce", "apgd-dlr"):
@@ -245,7 +274,11 @@ class AutoAttack:
         else:
             raise ValueError("Attack not supported")
         part.seed = seed
-        return part.perturb(x, y, index=index)
+        part.stops_early = True
+        try:
+            return part.perturb(x, y, index=index)
+        finally:
+            part.stops_early = False
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
         """Share of samples that the model is right about."""
@@ -301,8 +334,11 @@ class AutoAttack:
             said.append(
                 "it seems that the output is a probability distribution, please be sure that the logits are used!"
             )
-        if classes <= 2 and "apgd-dlr" in self.attacks_to_run:
-            said.append(f"with only {classes} classes it is not possible to use the DLR loss!")
+        for name, part in (("apgd-dlr", self.apgd), ("apgd-t", self.apgd_targeted)):
+            part.classes_are(classes)
+            said += (
+                [why] if name in self.attacks_to_run and (why := for_classes(name, {}, classes)[1]) else []
+            )
         for name, targets in (("apgd-t", self.apgd_targeted), ("fab-t", self.fab)):
             if name in self.attacks_to_run and targets.n_target_classes > classes - 1:
                 said.append(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from robustfast.attacks.autoattack_versions import for_classes
+from robustfast.attacks.compat.autoattack.one_ball import OneBallAPGD, OneBallAPGDT
 from robustfast.attacks.compat.model import Attacks, as_it_is, fresh_key, predictions
 from robustfast.attacks.presets import ATTACKS
 
@@ -27,11 +30,14 @@ class _Part:
         if is_tf_model:
             raise ValueError("models of TensorFlow are not supported: pass one of PyTorch")
         self.predict = predict
+        # Set by an ensemble for its own calls: what it does to samples once they are won is lost work there.
+        self.stops_early = False
         self._built = Attacks()
+        self._classes: tuple[Any, int] | None = None
 
     def _perturb(
         self, name: str, x: Tensor, y: Tensor | None, index: Tensor | None, *, start: Tensor | None = None,
-        **settings: Any,
+        one_ball: bool = False, **settings: Any,
     ) -> Tensor:  # fmt: skip
         assert self.norm in _NORMS, f"norm is {self.norm!r}, expected one of {', '.join(_NORMS)}"
         assert self.eps is not None, "eps is None, expected a radius"
@@ -44,15 +50,37 @@ class _Part:
         with as_it_is(self.predict) as held:
             y = predictions(held, x) if y is None else y.detach().to(device).long()
             settings = {**preset.settings, "norm": _NORMS[self.norm], "eps": self.eps, **settings}
-            attack = self._built.get(preset.attack, held, **settings)
+            settings |= self._loss_for_classes(name, held, x)
+            kind = preset.attack
+            if one_ball:
+                kind = OneBallAPGDT if name == "apgd-t" else OneBallAPGD
+            attack = self._built.get(kind, held, **settings)
             key = fresh_key() if self.seed is None else int(self.seed)
             return attack(x, y, index, epoch=key, start=start)
+
+    def _loss_for_classes(self, name: str, held: Any, x: Tensor) -> dict[str, Any]:
+        """Another loss where the model has too few classes for the attack's; the model is asked once."""
+        if name not in ("apgd-t", "apgd-dlr") or not len(x):
+            return {}
+        if self._classes is None or self._classes[0] is not self.predict:
+            with torch.no_grad():
+                self.classes_are(held(x).shape[1])
+            why = for_classes(name, {}, self._classes[1])[1]
+            if why:
+                warnings.warn(why, RuntimeWarning, stacklevel=4)
+        return for_classes(name, {}, self._classes[1])[0]
+
+    def classes_are(self, classes: int) -> None:
+        """Tell what the model has, so that it is neither asked nor warned about."""
+        self._classes = self.predict, classes
 
 
 class APGDAttack(_Part):
     """``APGDAttack(predict, n_iter=100, norm='Linf', n_restarts=1, eps=None, seed=0, loss='ce', ...)``.
 
-    Under L1 the schedule of larger radii is always on; `use_largereps` switches it on in the package.
+    Under L1 `use_largereps` runs the first steps in balls of three and two times eps, as in the package; `best_loss`
+    goes without. Other norms have no such schedule, and refuse it. With fewer than three classes loss "dlr" climbs the
+    margin, where the package crashes.
     """
 
     def __init__(
@@ -89,11 +117,16 @@ class APGDAttack(_Part):
         assert self.loss in ("ce", "dlr")
         returns = "max_loss" if best_loss else "success_only"
         return self._perturb(
-            f"apgd-{self.loss}", x, y, index, start=x_init, loss=self.loss, returns=returns, **self._steps()
+            f"apgd-{self.loss}", x, y, index, start=x_init, returns=returns, **self._steps(best_loss)
         )
 
-    def _steps(self) -> dict[str, Any]:
+    def _steps(self, best_loss: bool = False) -> dict[str, Any]:
+        if self.use_largereps and self.norm != "L1":
+            raise ValueError(f"use_largereps is True, which exists under L1 and not under {self.norm}")
         return {
+            "one_ball": self.norm == "L1" and (best_loss or not self.use_largereps),
+            # A random model's answer may turn, so there each run goes on to its end.
+            "early_stop": self.stops_early and self.eot_iter == 1,
             "steps": self.n_iter,
             "restarts": self.n_restarts,
             "eot": self.eot_iter,
@@ -102,7 +135,10 @@ class APGDAttack(_Part):
 
 
 class APGDAttack_targeted(APGDAttack):  # noqa: N801
-    """``APGDAttack_targeted(predict, n_iter=100, norm='Linf', n_restarts=1, eps=None, ..., n_target_classes=9)``."""
+    """``APGDAttack_targeted(predict, n_iter=100, norm='Linf', n_restarts=1, eps=None, ..., n_target_classes=9)``.
+
+    With fewer than four classes, where the package crashes, it goes by the margin to the target.
+    """
 
     def __init__(
         self, predict: Any, n_iter: int = 100, norm: str = "Linf", n_restarts: int = 1, eps: float | None = None,
@@ -153,7 +189,7 @@ class FABAttack_PT(_Part):  # noqa: N801
         targets = {"n_target_classes": self.n_target_classes} if self.targeted else {}
         return self._perturb(
             "fab-t" if self.targeted else "fab", x, y, index, steps=self.n_iter, restarts=self.n_restarts,
-            alpha_max=self.alpha_max, eta=self.eta, beta=self.beta, **targets,
+            alpha_max=self.alpha_max, eta=self.eta, beta=self.beta, early_stop=self.stops_early, **targets,
         )  # fmt: skip
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["EvaluationState"]
+__all__ = ["EvaluationState", "digest"]
 
 
 @dataclass
@@ -26,6 +28,7 @@ class EvaluationState:
         run_attacks: those done.
         robust_flags: bool [N], samples that no attack has won; None before the clean accuracy.
         clean_accuracy: a fraction.
+        subject: what was evaluated and how: by name, what JSON can hold.
     """
 
     attacks_to_run: list[str]
@@ -33,6 +36,7 @@ class EvaluationState:
     run_attacks: list[str] = field(default_factory=list)
     robust_flags: Tensor | None = None
     clean_accuracy: float = float("nan")
+    subject: dict[str, Any] = field(default_factory=dict)
 
     def to_disk(self) -> None:
         """Replace the file, whole or not at all."""
@@ -44,6 +48,7 @@ class EvaluationState:
             "run_attacks": self.run_attacks,
             "robust_flags": None if flags is None else flags.tolist(),
             "clean_accuracy": self.clean_accuracy,
+            "subject": self.subject,
         }
         partial = self.path.with_name(self.path.name + ".partial")
         partial.write_text(json.dumps(facts))
@@ -66,11 +71,35 @@ class EvaluationState:
                 facts["run_attacks"],
                 None if flags is None else torch.tensor(flags, dtype=torch.bool),
                 facts["clean_accuracy"],
+                dict(facts["subject"]),
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} holds no state of an evaluation ({error!r}); delete it to start anew"
             ) from error
+
+    def check(self, subject: dict[str, Any]) -> None:
+        """Refuse to go on with what is another evaluation.
+
+        Raises:
+            ValueError: says what differs.
+        """
+        names = [
+            name
+            for name in {**self.subject, **subject}
+            if not _same(self.subject.get(name), subject.get(name))
+        ]
+        if names:
+            told = [
+                name
+                if name in _DIGESTED
+                else f"{name} ({self.subject.get(name)!r}, now {subject.get(name)!r})"
+                for name in names
+            ]
+            raise ValueError(
+                f"{self.path} is the state of an evaluation that differs in {', '.join(told)}; "
+                f"delete it to start anew"
+            )
 
     @property
     def robust_accuracy(self) -> float:
@@ -78,3 +107,23 @@ class EvaluationState:
         if self.robust_flags is None:
             raise ValueError("robust_flags is not set yet. Start the attack first.")
         return self.robust_flags.double().mean().item()
+
+
+_DIGESTED = ("images", "labels", "weights", "logits")
+
+
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 of dtypes, shapes and contents, whatever the device and the strides."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        # Logits: another device or batch size rounds otherwise.
+        one, other = torch.tensor(one), torch.tensor(other)
+        return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
+    return one == other
