@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -111,3 +113,65 @@ def test_cifar_loads_from_the_published_files(monkeypatch: pytest.MonkeyPatch) -
         assert x.dtype == torch.float32
         assert 0 <= x.min() <= x.max() <= 1
     assert asked == [("cifar10", "test", "there"), ("cifar100", "test", "there")]
+
+
+SCRIPT = """
+import torch
+
+from robustbench import benchmark
+from robustbench.data import load_cifar10
+
+threat_model = "Linf"
+dataset = "cifar10"
+model_name = "Digit2026Means"
+device = torch.device("cpu")
+
+x_test, y_test = load_cifar10(n_examples=8, data_dir=data_dir)
+clean_acc, robust_acc = benchmark(
+    model, model_name=model_name, n_examples=8, dataset=dataset, data_dir=data_dir, threat_model=threat_model,
+    eps=8 / 255, device=device, to_disk=True,
+)
+"""
+
+
+def test_an_unmodified_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the claim of a new model goes, in other words: only the imports differ."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    # Even and odd images are bright and dark, some of them by no more than eps allows to undo.
+    labels = [number % 2 for number in range(12)]
+    gap = np.array([4, 40, 40, 40] * 3) * (1 - 2 * np.array(labels))
+    pixels = (128 + gap[:, None] + generator.integers(-2, 3, (12, 3072))).astype(np.uint8)
+    batch = {b"data": pixels, b"labels": labels, b"filenames": [b"x.png"] * 12}
+    (folder / "test_batch").write_bytes(pickle.dumps(batch))
+    names = [f"class_{number}".encode() for number in range(10)]
+    meta = {b"label_names": names, b"num_cases_per_batch": 12, b"num_vis": 3072}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta))
+    brightness = nn.Linear(3072, 10)
+    with torch.no_grad():
+        brightness.weight.zero_()
+        brightness.weight[0], brightness.weight[1] = 0.01, -0.01
+        brightness.bias.fill_(-50.0)
+        brightness.bias[0], brightness.bias[1] = -3072 * 0.005, 3072 * 0.005
+    script = SCRIPT.replace("from robustbench.data", "from robustfast.attacks.compat.robustbench")
+    script = script.replace("from robustbench import", "from robustfast.attacks.compat.robustbench import")
+    model = nn.Sequential(nn.Flatten(), brightness).eval()
+    told = {"model": model, "data_dir": str(tmp_path / "data")}
+    exec(compile(script, "script", "exec", dont_inherit=True), told)
+    assert told["x_test"].shape == (8, 3, 32, 32)
+    assert told["x_test"].dtype == torch.float32
+    assert torch.equal(told["y_test"], torch.tensor(labels[:8]))
+    assert type(told["clean_acc"]) is type(told["robust_acc"]) is float
+    assert told["clean_acc"] == 1.0
+    assert told["robust_acc"] == 6 / 8, "the two of a gap of 4 fall, the others are out of reach"
+    facts = json.loads((tmp_path / "model_info/cifar10/Linf/Digit2026Means.json").read_text())
+    assert facts == {"clean_acc": "100.00", "autoattack_acc": "75.00", "eps": 8 / 255}
+
+
+def test_a_state_of_another_radius_is_refused(net: nn.Module, tmp_path: Path) -> None:
+    run = functools.partial(robustbench.benchmark, net, 6, "digits", aa_state_path=tmp_path / "state")
+    run(eps=0.05)
+    with pytest.raises(ValueError, match=r"differs in eps \(0.05, now 0.0\); delete it"):
+        run(eps=0.0)
