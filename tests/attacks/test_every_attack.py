@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from robustfast.attacks import ATTACKS, Attack
+from robustfast.attacks import ATTACKS, PGD, Attack
 from robustfast.attacks.attack import Attack as Base
+from robustfast.evaluation.attack_names import settings_of
 
 T = TypeVar("T")
 
@@ -217,6 +219,11 @@ def test_the_graph_is_the_eager_loop(
     first = len(captures)
     assert torch.equal(run(attack, x, y), expected)
     assert len(captures) == first, "the second call replays what the first has captured"
+    if name == "spsa":
+        drawn = run(attack, x, y, epoch=1)
+        assert len(captures) == first, "so does another epoch"
+        assert torch.equal(drawn, run(eager, x, y, epoch=1))
+        assert not torch.equal(drawn, expected)
 
 
 @pytest.mark.gpu
@@ -297,11 +304,12 @@ def outcome(call: Callable[[], T]) -> tuple[T | None, str]:
         return None, str(error)
 
 
-def one_line(call: Callable[[], object]) -> None:
+def one_line(call: Callable[[], object], naming: str = "") -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         call()
     assert "\n" not in str(caught.value)
     assert str(caught.value)
+    assert naming in str(caught.value)
 
 
 @by_name_and_norm
@@ -322,8 +330,7 @@ def test_a_model_that_is_none_is_refused_in_one_line(name: str, norm: str | None
     if kind == "noise" or (kind == "black-box" and model is detached):
         return  # needs no gradient: constant logits are an answer
     one_line(lambda: run(attack, x, y))
-    if model is not in_place:
-        assert torch.equal(x, kept)
+    assert torch.equal(x, kept)
 
 
 @by_name_and_norm
@@ -352,6 +359,44 @@ def test_wrong_images_and_labels_are_refused_in_one_line(name: str, norm: str | 
     if ATTACKS[name].attack.kind != "noise":
         one_line(lambda: run(attack, x, y + CLASSES))
         one_line(lambda: run(attack, x, y - CLASSES))
+
+
+@by_name_and_norm
+def test_a_wrong_index_is_refused_in_one_line(name: str, norm: str | None) -> None:
+    x, y = images()
+    attack, index = build(name, norm, network()), torch.arange(5)
+    for wrong in (index, index[:3], index[:1], index[0], index[:4].int(), index[:4].double(), [0, 1, 2, 3]):
+        one_line(lambda wrong=wrong: run(attack, x, y, wrong), "index is")
+
+
+@by_name_and_norm
+def test_a_radius_is_one_number_or_one_each(name: str, norm: str | None) -> None:
+    x, y = images()
+    net = network().eval()
+    if norm is None or name == "autoattack":
+        one_line(lambda: build(name, norm, net, eps=x.new_full((4,), 0.1)), "eps ")
+        return
+    size = EPS[norm]
+    expected = run(build(name, norm, net, eps=x.new_tensor(size)), x, y)
+    assert torch.equal(run(build(name, norm, net, eps=x.new_full((4,), size)), x, y), expected)
+    for shape in ((5,), (3,), (1,), (4, 1)):
+        attack = build(name, norm, net, eps=x.new_full(shape, size))
+        one_line(lambda attack=attack: run(attack, x, y), "eps has shape")
+    attack = build(name, norm, net, eps=torch.full((4,), size, dtype=torch.float32))
+    one_line(lambda: run(attack, x, y), "eps is torch.float32")
+
+
+def test_a_step_size_is_one_number_or_one_each() -> None:
+    x, y = images()
+    net = network().eval()
+    expected = PGD(net, step_size=x.new_tensor(0.01))(x, y)
+    each = x.new_full((4,), 0.01)
+    assert torch.equal(PGD(net, step_size=each)(x, y), expected)
+    assert torch.equal(PGD(net)(x, y, step_size=each), expected)
+    for wrong in (each[:3], each[:1], each[:, None], torch.cat([each, each]), each.float()):
+        one_line(lambda wrong=wrong: PGD(net, step_size=wrong)(x, y), "step_size")
+        one_line(lambda wrong=wrong: PGD(net)(x, y, step_size=wrong), "step_size")
+        one_line(lambda wrong=wrong: PGD(net)(x, y, eps=wrong), "eps")
 
 
 @by_name_and_norm
@@ -418,3 +463,78 @@ def test_wrong_settings_are_refused_in_one_line(preset: Any) -> None:
     one_line(lambda: preset(network(), norm=norm, engine="fast"))
     if "linf" in preset.attack.norms:
         one_line(lambda: preset(network(), norm="linf", eps=8))
+
+
+@pytest.mark.parametrize("preset", list(ATTACKS.values()), ids=list(ATTACKS))
+@pytest.mark.parametrize("wrong", [True, 2.0, -1], ids=repr)
+def test_a_count_is_a_whole_number(preset: Any, wrong: Any) -> None:
+    known = settings_of(preset.attack)
+    for setting in {"steps", "restarts", "queries", "search_steps", "samples", "chunk", "eot"} & set(known):
+        more = {"source": network()} if "source" in known else {}
+        one_line(lambda setting=setting, more=more: preset(network(), **{setting: wrong}, **more), setting)
+
+
+class Waits(TorchDispatchMode):
+    """The calls inside an attack's loop that read a value on the host, or need one for the shape of their result."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "item")
+    BY_MASK = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = False
+        self.loops = 0
+        self.found: set[str] = set()
+
+    def loop(self, graph: Any, buffers: dict[str, Any], **keywords: Any) -> None:
+        """In place of `Attack._run_loop`."""
+        self.inside, self.loops = True, self.loops + 1
+        try:
+            graph.loop(**buffers, **keywords)
+        finally:
+            self.inside = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.name().removeprefix("aten::").split(".")[0]
+        masked = name in self.BY_MASK and any(
+            isinstance(rows, Tensor) and rows.dtype in (torch.bool, torch.uint8) for rows in args[1]
+        )
+        if self.inside and (masked or name in self.NAMES):
+            self.found.add(f"{name} by mask" if masked else name)
+        return func(*args, **(kwargs or {}))
+
+
+@by_name_and_norm
+@pytest.mark.parametrize("more", [{}, {"early_stop": True}, {"targeted": True}], ids=str)
+def test_no_loop_waits_for_the_device(
+    name: str, norm: str | None, more: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, (x, y) = network(torch.float32).eval(), images(5, torch.float32)
+    y = (net(x).argmax(1) + ("targeted" in more)) % CLASSES
+    attack, _ = outcome(lambda: build(name, norm, net, **more))
+    if attack is None or set(more) - set(settings_of(ATTACKS[name].attack)):
+        pytest.skip(f"has no {more}")
+    with Waits() as waits:
+        monkeypatch.setattr(Base, "_run_loop", lambda self, *args, **keywords: waits.loop(*args, **keywords))
+        run(attack, x, y)
+    assert not waits.found
+    assert waits.loops or name in NO_LOOP
+
+
+def test_what_waits_is_seen() -> None:
+    """The test above can fail."""
+    x = torch.rand(3)
+    calls: dict[str, Callable[[], object]] = {
+        "_local_scalar_dense": lambda: x[0].item() > 0.5 or bool(x[0] > 0.5),
+        "nonzero": lambda: (x > 0.5).nonzero(),
+        "index by mask": lambda: x[x > 0.5],
+        "index_put_ by mask": lambda: x.index_put_((x > 0.5,), x.new_zeros(())),
+    }
+    for name, call in calls.items():
+        with Waits() as waits:
+            call()
+            assert not waits.found
+            waits.loop(type("Graph", (), {"loop": staticmethod(call)}), {})
+        assert name in waits.found
