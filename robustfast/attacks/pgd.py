@@ -119,10 +119,14 @@ class PGD(Attack):
         )  # fmt: skip
         if early_stop and loss == "kl":
             raise ValueError("early_stop needs labels to tell who is fooled, loss 'kl' takes probabilities")
+        if step_size is not None and relative_step is not None:
+            raise ValueError(
+                f"step_size is {step_size} and relative_step {relative_step}: expected one of them, in pixels or of eps"
+            )
         if step_size is None and relative_step is None:
             # A fixed length would not leave the middle of a larger ball, nor of any l2 or l1 ball.
             relative_step = 0.25
-        self.step_size = step_size if relative_step is None else None
+        self.step_size = step_size
         self.relative_step = relative_step
         self.steps = steps
         self.step = step

@@ -54,10 +54,9 @@ class Preset:
 ATTACKS: dict[str, Preset] = {
     "fgsm": Preset(FGSM),
     "fgsm-rs": Preset(FGSMRS),
-    # A quarter of eps is 2/255 at 8/255; a length in pixels would be too short for any larger ball.
-    "bim": Preset(BIM, {"relative_step": 0.25}),
-    "pgd": Preset(PGD, {"relative_step": 0.25}),
-    "pgd-y": Preset(PGD, {"relative_step": 0.25, "step": "sign", "random_start": "pixel"}),
+    "bim": Preset(BIM),
+    "pgd": Preset(PGD),
+    "pgd-y": Preset(PGD, {"step": "sign", "random_start": "pixel"}),
     "pgd-c": Preset(PGDC),
     "pgd-foolbox": Preset(PGDFoolbox),
     "mim": Preset(MIM, {"relative_step": 0.1, "steps": 40}),
@@ -69,7 +68,7 @@ ATTACKS: dict[str, Preset] = {
     "square": Preset(Square),
     "autoattack": Preset(AutoAttack),
     "cw-l2": Preset(CarliniWagner),
-    "cw-pgd": Preset(MarginPGD, {"relative_step": 0.25}),
+    "cw-pgd": Preset(MarginPGD),
     "ddn": Preset(DDN),
     "deepfool": Preset(DeepFool),
     "stadv": Preset(StAdv),

@@ -574,3 +574,13 @@ def test_the_function_captures_no_graph_that_it_would_throw_away(
 def test_an_attack_prints_its_settings(net: nn.Module) -> None:
     assert "eps=0.1" in repr(PGD(net, eps=0.1))
     assert "norm='l2'" in repr(PGD(net, norm="l2"))
+
+
+def test_a_step_is_a_quarter_of_eps_unless_given(net: nn.Module, batch: Batch) -> None:
+    assert torch.equal(PGD(net, 8 / 255)(*batch), PGD(net, 8 / 255, 2 / 255)(*batch))
+    for norm, eps in EPS.items():
+        assert torch.equal(PGD(net, eps, norm=norm)(*batch), PGD(net, eps, eps / 4, norm=norm)(*batch))
+    attack = PGD(net, 0.3)
+    assert torch.equal(attack(*batch, eps=0.1), PGD(net, 0.1)(*batch))
+    with pytest.raises(ValueError, match="step_size is 0.1 and relative_step 0.2: expected one of them"):
+        PGD(net, step_size=0.1, relative_step=0.2)
