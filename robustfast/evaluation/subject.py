@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -17,7 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustfast.attacks.modes import module_of
 from robustfast.data import Dataset, Feed, ImageFiles, feed, load
 from robustfast.errors import UserError
 from robustfast.objectives import OBJECTIVES
@@ -26,7 +24,7 @@ from robustfast.training.fit import data_folder
 from robustfast.training.held_out import spread
 from robustfast.training.run_folder import RunFolder, load_run, resolve_device
 
-__all__ = ["Subject", "imported_model", "model_subject", "named_model", "run_subject", "weights_digest"]
+__all__ = ["Subject", "imported_model", "model_subject", "named_model", "run_subject"]
 
 BATCH = 256
 """The largest batch that is taken unasked: that of a run on many GPUs need not fit on one of them."""
@@ -226,29 +224,6 @@ def _main_way(method: str) -> str:
     return "r" if "r" in ways else ways[0]
 
 
-def weights_digest(model: Model) -> str:
-    """SHA-256 of the parameters and buffers behind a model, and of what it is made of.
-
-    Of a plain function it is that of the file it is written in: weights it holds beside a module cannot be seen.
-    """
-    digest = hashlib.sha256()
-    module = module_of(model)
-    digest.update(repr(model if isinstance(model, nn.Module) else getattr(model, "name", "")).encode())
-    if module is None:
-        try:
-            digest.update(Path(inspect.getsourcefile(inspect.unwrap(model)) or "").read_bytes())
-        except (OSError, TypeError):
-            digest.update(repr(type(model)).encode())
-        return digest.hexdigest()
-    for name, value in module.state_dict().items():
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(f"{name} {value!r}".encode())
-    return digest.hexdigest()
-
-
 def _source(
     split: Dataset | ImageFiles,
     images: int | None,
@@ -301,7 +276,8 @@ def _data_folder() -> Path:
 def _check_classes(spec: str, model: Model, source: Feed, classes: int) -> None:
     x = next(iter(source.batches(0)))[0][:1]
     with torch.no_grad():
-        logits = model(x)
+        # A copy: what a model writes on its images must not reach the data set.
+        logits = model(x.clone())
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1 or logits.shape[1] < 2:
         came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"--model {spec} returned {came} for one image, expected logits [1, {classes}]")

@@ -132,13 +132,17 @@ def assemble(
         "worst_case": _worst_cases(attacks, fooled_by),
         "probes": probes,
         "randomness": None if random is None else {name: getattr(random, name) for name in RANDOMNESS},
-        "warnings": find_warnings(
-            curves,
-            probes,
-            random,
-            eot=header["eot"],
-            probabilities=all(batch["probabilities"] for batch in batches),
-        ),
+        "warnings": [
+            *find_warnings(
+                curves,
+                probes,
+                random,
+                eot=header["eot"],
+                probabilities=all(batch["probabilities"] for batch in batches),
+            ),
+            # Alike in every batch.
+            *batches[0]["notes"],
+        ],
         "per_sample": {
             "index": [value for batch in batches for value in batch["index"]],
             "label": [value for batch in batches for value in batch["label"]],
@@ -248,7 +252,7 @@ def _probes(found: Sequence[Mapping[str, Any]], eps: float) -> dict[str, Any] | 
     if errors := [record["error"] for record in found if "error" in record]:
         return {"eps": eps, "images": sum(record["images"] for record in found), "error": errors[0]}
     total: dict[str, Any] = {"eps": eps}
-    for name in ("images", "unbounded", "zero", "nonfinite"):
+    for name in ("images", "unbounded", "rose", "zero", "nonfinite"):
         total[name] = sum(record[name] for record in found)
     for name in ("few", "many"):
         total[name] = [value for record in found for value in record[name]]

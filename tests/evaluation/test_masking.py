@@ -13,7 +13,8 @@ from robustfast.errors import UserError
 from robustfast.evaluation.attack_names import parse_all
 from robustfast.evaluation.masking import Curve, find_warnings, probe, randomness, stronger
 from robustfast.evaluation.subject import imported_model, model_subject
-from robustfast.evaluation.sweep import SweepAttack, SweepSettings, sweep
+from robustfast.evaluation.sweep import sweep
+from robustfast.evaluation.sweep_settings import SweepAttack, SweepSettings
 
 TOYS = Path(__file__).parent / "toy_models.py"
 SOUND = {
@@ -21,6 +22,7 @@ SOUND = {
     "unbounded": 0,
     "few": [0, 0, 1, 0],
     "many": [1, 1, 1, 0],
+    "rose": 4,
     "zero": 0,
     "nonfinite": 0,
     "eps": 0.1,
@@ -91,13 +93,47 @@ def test_probes():
     (warning,) = find_warnings([], {**SOUND, "unbounded": 3}, None)
     assert (warning["check"], warning["right"], warning["images"]) == ("accuracy-at-unbounded-eps", 3, 4)
     assert "3 of 4 images" in warning["text"]
-    (warning,) = find_warnings([], {**SOUND, "many": [0, 0, 1, 0]}, None)
-    assert (warning["check"], warning["right"]) == ("no-decline-with-steps", [3, 3])
-    # Two steps that break everything leave nothing to find.
-    assert find_warnings([], {**SOUND, "few": [1] * 4, "many": [1] * 4}, None) == []
     (warning,) = find_warnings([], {**SOUND, "zero": 1}, None)
     assert (warning["check"], warning["zero"], warning["images"]) == ("zero-gradients", 1, 4)
     assert "25.00%" in warning["text"]
+
+
+@pytest.mark.parametrize(
+    ("sign", "words"),
+    [
+        ({"unbounded": 1}, "1 stay right even at eps 1"),
+        ({"zero": 3, "nonfinite": 4}, "7 have a gradient that is zero or not finite"),
+        ({"rose": 63}, "the loss rose with the steps for 63 only"),
+    ],
+)
+def test_many_steps_that_find_no_more_than_two_are_a_sign_beside_another(sign, words):
+    robust = {**SOUND, "images": 128, "few": [0] * 128, "many": [0] * 128, "rose": 128}
+    # What withstands at this eps gives these numbers as well, as does a share below each threshold.
+    assert find_warnings([], robust, None) == []
+    assert find_warnings([], {**robust, "zero": 3, "nonfinite": 3, "rose": 64}, None) == []
+    found = find_warnings([], {**robust, **sign}, None)
+    (warning,) = [warning for warning in found if warning["check"] == "no-decline-with-steps"]
+    assert warning["right"] == [128, 128]
+    assert words in warning["text"]
+    # Neither two steps that break everything, nor twenty that find more, are one.
+    for outcome in ({"few": [1] * 128, "many": [1] * 128}, {"many": [1] + [0] * 127}):
+        found = find_warnings([], {**robust, **sign, **outcome}, None)
+        assert "no-decline-with-steps" not in checks(found)
+
+
+def test_a_model_that_withstands_is_not_suspected():
+    """Bright images from dark ones: no change of a pixel by 0.1 does anything, and none by 1 is withstood."""
+
+    def model(x):
+        bright = x.flatten(1).double().mean(1) - 0.5
+        return torch.stack([-bright, bright], 1)
+
+    y = torch.arange(128) % 2
+    x = torch.where(y.bool(), 0.8, 0.2)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    found = probe(model, x, y, torch.arange(128), eps=0.1, seed=0)
+    assert sum(found["few"]) == sum(found["many"]) == found["unbounded"] == 0
+    assert found["rose"] == found["images"] == 128
+    assert find_warnings([], {**found, "eps": 0.1}, None) == []
 
 
 def test_zero_gradients_of_an_attack():
@@ -114,8 +150,9 @@ def test_a_curve_that_reaches_every_image():
     whole = Curve("pgd", "iterative", "linf", [0.0, 1.0], fooled(0, 99))
     assert checks(find_warnings([whole], None, None)) == ["accuracy-at-unbounded-eps"]
     assert find_warnings([Curve("pgd", "iterative", "linf", [0.0, 1.0], fooled(0, 100))], None, None) == []
-    # A step to the corner of the box is not every image, nor is noise.
-    assert find_warnings([Curve("fgsm", "single-step", "linf", [0.0, 1.0], fooled(0, 99))], None, None) == []
+    # A step to the corner of the box is not every image, nor is noise, nor what few queries find.
+    for kind in ("single-step", "noise", "black-box"):
+        assert find_warnings([Curve("other", kind, "linf", [0.0, 1.0], fooled(0, 0))], None, None) == []
 
 
 def test_randomness_of_two_passes():
@@ -142,6 +179,7 @@ def test_probe_of_a_sound_model():
     x, y, index = digits()
     found = probe(imported_model(f"{TOYS}:digits"), x, y, index, eps=0.1, seed=0)
     assert (found["images"], found["unbounded"], found["zero"], found["nonfinite"]) == (len(x), 0, 0, 0)
+    assert found["rose"] == len(x)
     assert sum(found["many"]) > sum(found["few"])
 
 
@@ -152,6 +190,7 @@ def test_probe_of_a_model_that_rounds():
     assert found["zero"] == len(x)
     # Nothing but the random start moves an image.
     assert sum(found["many"]) == sum(found["few"])
+    assert found["rose"] == 0
     assert found["unbounded"] > 0
 
 

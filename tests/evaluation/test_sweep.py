@@ -17,13 +17,17 @@ from robustfast.attacks import DDN, PGD, Attack
 from robustfast.attacks.compaction import remaining
 from robustfast.distributed import World
 from robustfast.errors import UserError
-from robustfast.evaluation import sweep as sweeping
+from robustfast.evaluation import sweep_batches
 from robustfast.evaluation.attack_names import parse, parse_all
 from robustfast.evaluation.grids import area
+from robustfast.evaluation.model_digests import code_digest, weights_digest
 from robustfast.evaluation.partial_results import PartialResults, data_digest
-from robustfast.evaluation.subject import Subject, imported_model, model_subject, weights_digest
-from robustfast.evaluation.sweep import SweepAttack, SweepSettings, sweep
+from robustfast.evaluation.repeated_passes import MeanOfPasses
+from robustfast.evaluation.subject import Subject, imported_model, model_subject
+from robustfast.evaluation.sweep import sweep
+from robustfast.evaluation.sweep_batches import BatchWork
 from robustfast.evaluation.sweep_document import read
+from robustfast.evaluation.sweep_settings import SweepAttack, SweepSettings
 from robustfast.evaluation.sweep_tables import eps_labels
 
 TOYS = Path(__file__).parent / "toy_models.py"
@@ -156,10 +160,9 @@ def test_monotone_attacks_only_what_is_left(swept: Sweep) -> None:
     assert again["attacks"]["pgd1"]["gradients"]["attacked"] == 3 * right[0]
 
 
-@pytest.mark.parametrize("batch_size", [7, 50])
-def test_how_images_are_cut_into_batches_does_not_matter(swept: Sweep, batch_size: int) -> None:
-    chosen = attacks("pgd5", "square20", "ddn5")
-    one, other = swept(chosen), swept(chosen, batch_size=batch_size)
+def test_how_images_are_cut_into_batches_does_not_matter(swept: Sweep) -> None:
+    chosen = attacks("pgd5", "square20", "ddn5", eps=(0.0, 0.05, 0.1))
+    one, other = swept(chosen, batch_size=50), swept(chosen, batch_size=7)
     assert one["per_sample"] == other["per_sample"]
     assert one["attacks"] == other["attacks"]
 
@@ -180,20 +183,21 @@ def test_batches_of_few_sizes_find_the_same(swept: Sweep, monkeypatch: pytest.Mo
         sizes.append(len(found.rows) - found.count)
         return found
 
-    monkeypatch.setattr(sweeping, "remaining", filled)
+    monkeypatch.setattr(sweep_batches, "remaining", filled)
     other = swept(chosen, settings, toy="quantised", images=24)
     assert any(sizes)
     assert own == other
 
 
 def test_an_image_is_attacked_alike_among_few_and_among_all(swept: Sweep) -> None:
-    few, all_of_them = swept(attacks("pgd3"), images=50), swept(attacks("pgd3"), images=359)
+    chosen = attacks("pgd3", eps=(0.0, 0.1))
+    few, all_of_them = swept(chosen, images=50), swept(chosen, images=359, batch_size=256)
     at = {index: k for k, index in enumerate(all_of_them["per_sample"]["index"])}
-    chosen = [at[index] for index in few["per_sample"]["index"]]
+    rows = [at[index] for index in few["per_sample"]["index"]]
     for mine, others in zip(
         few["per_sample"]["fooled"]["pgd3"], all_of_them["per_sample"]["fooled"]["pgd3"], strict=True
     ):
-        assert mine == [others[k] for k in chosen]
+        assert mine == [others[k] for k in rows]
 
 
 def test_attacks_with_bounds_of_their_own_stand_apart(swept: Sweep) -> None:
@@ -240,12 +244,11 @@ class KilledError(Exception):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("after", [6, 9, 20])
 def test_an_interrupted_sweep_goes_on_and_ends_in_the_same_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = attacks("pgd3", "square10", "ddn5")
-    quiet = Console(quiet=True)
+    chosen = attacks("pgd3", "square10", "ddn5", eps=(0.0, 0.05, 0.1))
+    quiet, after = Console(quiet=True), 9
     sweep(subject(), chosen, out=tmp_path / "whole", console=quiet)
     calls: list[str] = []
     attack = Attack._attack
@@ -278,37 +281,97 @@ def test_an_interrupted_sweep_goes_on_and_ends_in_the_same_file(
     assert not (tmp_path / "again" / "sweep.partial").exists()
 
 
-@pytest.mark.parametrize(
-    "change",
-    ["weights", "seed", "eps", "steps", "images", "batch size", "monotone"],
-)
-def test_pieces_of_another_sweep_are_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    quiet = Console(quiet=True)
+@pytest.fixture
+def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[bool]]:
+    """taken(subject, attacks, settings) -> for each piece of a sweep whether it was taken from those before it."""
     monkeypatch.setattr(PartialResults, "clear", lambda self: None)
-    sweep(subject(), attacks("pgd3"), QUICK, out=tmp_path, console=quiet)
-    found: list[bool] = []
     find = PartialResults.find
 
-    def watched(self: PartialResults, *args: Any) -> dict[str, Any] | None:
-        record = find(self, *args)
-        found.append(record is not None)
-        return record
+    def run(
+        chosen: Subject, named: list[SweepAttack] | None = None, settings: SweepSettings = QUICK
+    ) -> list[bool]:
+        found: list[bool] = []
 
-    monkeypatch.setattr(PartialResults, "find", watched)
-    sweep(subject(), attacks("pgd3"), QUICK, out=tmp_path, console=quiet)
-    assert all(found)
-    found.clear()
-    more = {"images": {"images": 49}, "batch size": {"batch_size": 25}}.get(change, {})
-    more = {"arguments": ["scale=2.0"]} if change == "weights" else more
-    named = "pgd4" if change == "steps" else "pgd3"
-    grid = (0.0, 0.06, 0.11) if change == "eps" else EPS
-    settings = SweepSettings(seed=int(change == "seed"), monotone=change == "monotone", probes=False)
-    sweep(subject(**more), attacks(named, eps=grid), settings, out=tmp_path, console=quiet)
-    # What the model says of untouched images is the same where only an attack is another.
-    same = 4 if change in ("eps", "steps", "monotone") else 0
-    assert sum(found) == same
+        def watched(self: PartialResults, *args: Any) -> dict[str, Any] | None:
+            record = find(self, *args)
+            found.append(record is not None)
+            return record
+
+        monkeypatch.setattr(PartialResults, "find", watched)
+        named = attacks("pgd3", eps=(0.0, 0.1)) if named is None else named
+        sweep(chosen, named, settings, out=tmp_path, console=Console(quiet=True))
+        return found
+
+    return run
+
+
+def test_pieces_of_another_sweep_are_not_taken(taken: Callable[..., list[bool]]) -> None:
+    def small(images: int = 20, batch_size: int = 10, **more: Any) -> Subject:
+        return subject(images=images, batch_size=batch_size, **more)
+
+    assert taken(small()) == [False, False]
+    assert taken(small()) == [True, True]
+    for other in (
+        (small(arguments=["scale=2.0"]),),
+        (small(images=19),),
+        (small(batch_size=20),),
+        (small(), attacks("pgd4", eps=(0.0, 0.1))),
+        (small(), attacks("pgd3", eps=(0.0, 0.11))),
+        (small(), None, SweepSettings(seed=1, probes=False)),
+        (small(), None, SweepSettings(monotone=True, probes=False)),
+    ):
+        assert not any(taken(*other))
+    assert taken(small()) == [True, True]
+
+
+def test_pieces_of_another_model_of_the_same_weights_are_not_taken(
+    tmp_path: Path, taken: Callable[..., list[bool]]
+) -> None:
+    def model(file: str = "a", **more: Any) -> Subject:
+        return model_subject(
+            f"{tmp_path / file}.py:f", dataset="digits", images=16, device="cpu", batch_size=8, **more
+        )
+
+    text = TOYS.read_text() + "\n\ndef f(t=0):\n    return Rolled(t)\n"
+    (tmp_path / "a.py").write_text(text)
+    one, two = (model(arguments=[f"t={t}"]) for t in (1, 2))
+    assert weights_digest(one.model) == weights_digest(two.model)
+    assert taken(one) == [False, False]
+    assert taken(two) == [False, False]
+    assert taken(one) == taken(two) == [True, True]
+    # By what it says of the images alone: the same name, arguments, weights and code.
+    for shift, found in ((1, True), (3, False)):
+        one.model.shift = shift
+        assert taken(one) == [found, found]
+    # By its code alone, which may change gradients and no logits.
+    for added, found in (("", True), ("# another\n", False)):
+        (tmp_path / "a.py").write_text(text + added)
+        assert taken(model(arguments=["t=2"])) == [found, found]
+    # By its name alone.
+    (tmp_path / "b.py").write_text(text)
+    (tmp_path / "a.py").write_text(text)
+    same = model("b", arguments=["t=2"])
+    assert code_digest(same.model) == code_digest(two.model)
+    assert taken(same) == [False, False]
+
+
+def test_pieces_of_a_random_model_are_taken(taken: Callable[..., list[bool]]) -> None:
+    settings = SweepSettings()
+    assert taken(subject("noisy", images=16, batch_size=8), None, settings) == [False] * 4
+    assert taken(subject("noisy", images=16, batch_size=8), None, settings) == [True] * 4
+
+
+def test_a_digest_of_code_sees_every_class_and_no_torch(tmp_path: Path) -> None:
+    wrapped = torch.nn.Sequential(imported_model(f"{TOYS}:digits"))
+    assert code_digest(wrapped) == code_digest(imported_model(f"{TOYS}:digits"))
+    assert code_digest(wrapped) == code_digest(imported_model(f"{TOYS}:plain"))
+    assert code_digest(wrapped) != code_digest(torch.nn.Linear(2, 2)) == code_digest(torch.nn.ReLU())
+    for text in ("f = lambda: (lambda x: x)\n", "f = lambda: (lambda x: -x)\n"):
+        (tmp_path / f"m{len(text)}.py").write_text(text)
+    ours, other = (
+        imported_model(f"{tmp_path / name}.py:f") for name in sorted(p.stem for p in tmp_path.glob("m*"))
+    )
+    assert code_digest(ours) != code_digest(other)
 
 
 def test_other_images_of_the_same_number_are_not_taken(tmp_path: Path) -> None:
@@ -344,15 +407,37 @@ def test_model_modes_and_random_state_are_left_alone(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in chosen.model.parameters())
 
 
-def test_a_function_that_is_no_module_is_swept(swept: Sweep) -> None:
-    assert swept(attacks("pgd3"), toy="plain")["attacks"] == swept(attacks("pgd3"))["attacks"]
-
-
-def test_arguments_of_the_function(swept: Sweep) -> None:
+def test_a_function_that_is_no_module_is_swept_and_arguments_of_the_function(swept: Sweep) -> None:
+    module = swept(attacks("pgd3"))
+    assert swept(attacks("pgd3"), toy="plain")["attacks"] == module["attacks"]
     found = swept(attacks("pgd3"), arguments=["scale=0.5"])
     assert found["model_args"] == ["scale=0.5"]
-    assert found["natural"] == swept(attacks("pgd3"))["natural"]
-    assert found["weights"] != swept(attacks("pgd3"))["weights"]
+    assert found["natural"] == module["natural"]
+    assert found["weights"] != module["weights"]
+
+
+def test_a_model_that_works_in_place_is_named_not_the_pixels(swept: Sweep) -> None:
+    """Its second pass, or the attack, would see pixels that it has spoiled itself."""
+    with pytest.raises(
+        UserError, match=r"toy_models\.py:in_place: the model changes the images it is given in place"
+    ):
+        swept(attacks("square10"), toy="in_place")
+
+
+def test_what_autoattack_makes_of_few_classes_is_said_once(
+    swept: Sweep, recwarn: pytest.WarningsRecorder
+) -> None:
+    chosen = attacks("autoattack", eps=(0.0, 0.05, 0.1), steps=2, queries=2)
+    found = swept(chosen, toy="three", images=12, batch_size=6, num_classes=3)["warnings"]
+    notes = [warning for warning in found if warning["check"] == "few-classes"]
+    assert [(note["part"], note["classes"]) for note in notes] == [("apgd-t", 3), ("fab-t", 3)]
+    assert notes[0]["text"] == (
+        "autoattack: apgd-t with 3 classes: the targeted DLR loss needs 4, so it goes by the margin to the target; "
+        "there are no more than 2 targets"
+    )
+    assert not [warning for warning in recwarn if "autoattack" in str(warning.message)]
+    ten = swept(chosen, images=12)["warnings"]
+    assert "few-classes" not in [warning["check"] for warning in ten]
 
 
 @pytest.mark.parametrize(
@@ -423,10 +508,10 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, text: str) -> None:
 
 def test_averaged_gradients_go_to_every_attack() -> None:
     """To those that have no setting for it through the model."""
-    work = sweeping._Work(
+    work = BatchWork(
         subject("noisy"), attacks("pgd2", "apgd-ce"), SweepSettings(eot=3), "", PartialResults(None)
     )
     averaged, own = (work._attack(number, 1) for number in range(2))
-    assert isinstance(averaged.model, sweeping._Averaged)
+    assert isinstance(averaged.model, MeanOfPasses)
     assert (own.model, own.eot) == (work.model, 3)
     assert parse("apgd-ce").takes("eot")

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from robustfast.attacks.adam import adam_step
 from robustfast.data import load
 
 
@@ -19,12 +20,15 @@ def _weights() -> tuple[Tensor, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layer = nn.Linear(64, 10).double()
-    with torch.enable_grad():
-        optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
-        for _ in range(100):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(layer(x), y).backward()
-            optimizer.step()
+    # No torch.optim: it imports torch._dynamo, which takes longer than all else that a process does with a toy.
+    weights = list(layer.parameters())
+    means = [(torch.zeros_like(value), torch.zeros_like(value)) for value in weights]
+    counts = [torch.zeros((), dtype=torch.float64) for _ in weights]
+    for _ in range(100):
+        with torch.enable_grad():
+            grads = torch.autograd.grad(nn.functional.cross_entropy(layer(x), y), weights)
+        for value, grad, mean, count in zip(weights, grads, means, counts, strict=True):
+            adam_step(value.detach(), grad, *mean, count, step_size=0.05)
     return layer.weight.detach(), layer.bias.detach()
 
 
@@ -66,6 +70,24 @@ class Detached(Digits):
         return super().forward(x.detach()).detach()
 
 
+class Rolled(Digits):
+    """Another model of the same weights."""
+
+    def __init__(self, shift: int) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).roll(self.shift, 1)
+
+
+class InPlace(Digits):
+    """Spoils the images it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).mul_(4))
+
+
 def digits(scale: float = 1.0) -> nn.Module:
     return Digits(scale)
 
@@ -94,6 +116,15 @@ def plain():
 
 def words() -> str:
     return "no model"
+
+
+def in_place() -> nn.Module:
+    return InPlace()
+
+
+def three() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 
 
 def five() -> nn.Module:
