@@ -14,12 +14,14 @@ from robustfast.command_line import main_wrapper, parse
 from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.evaluation.aat import evaluate_run
-from robustfast.evaluation.attack_names import NORMS, parse_all
+from robustfast.evaluation.attack_names import NORMS, NamedAttack, parse_all
 from robustfast.evaluation.attacks import ATTACKS as PRESETS
 from robustfast.evaluation.attacks import EvaluationAttack, attacks_for
 from robustfast.evaluation.grids import checked_grid, grid, standard_eps
-from robustfast.evaluation.subject import Subject, model_subject, named_model, run_subject, weights_digest
-from robustfast.evaluation.sweep import SweepAttack, SweepSettings, sweep
+from robustfast.evaluation.model_digests import code_digest, weights_digest
+from robustfast.evaluation.subject import Subject, model_subject, named_model, run_subject
+from robustfast.evaluation.sweep import sweep
+from robustfast.evaluation.sweep_settings import SweepAttack, SweepSettings
 from robustfast.ops.backend import configured_backend
 from robustfast.together import together
 from robustfast.training.run_folder import RunFolder
@@ -68,11 +70,12 @@ class Arguments:
     attack: AttackFlags = field(default_factory=AttackFlags)
     """One attack of the aat protocol by its fields."""
     eps: tuple[float, ...] = ()
-    """Radii of a sweep, of every attack; without them the usual ones of the data set and norm."""
+    """Radii of a sweep, of every attack that is bounded by a norm; without them the usual ones of the data set and
+    norm."""
     eps_l2: tuple[float, ...] = ()
-    """Radii of its l2 attacks, instead of --eps."""
+    """Radii of its l2 attacks (pgd20-l2), instead of --eps."""
     eps_l1: tuple[float, ...] = ()
-    """Radii of its l1 attacks, instead of --eps."""
+    """Radii of its l1 attacks (apgd-ce-l1), instead of --eps."""
     eps_own: tuple[float, ...] = ()
     """Radii of its attacks with bounds of their own (stadv, jpeg, recolor); without them the bound each has."""
     way: Literal["s", "r", "n"] | None = None
@@ -160,6 +163,8 @@ def _protocol(arguments: Arguments) -> str:
     elif changed:
         fields = ", ".join(f"--attack.{name.replace('_', '-')}" for name in changed)
         raise UserError(f"{fields}: changes a preset of --protocol aat; in a sweep write pgd20-l2 and --eps")
+    else:
+        _all_used(arguments, parse_all(_names(arguments, chosen)))
     if arguments.model is None:
         alone = [name for name in MODEL_FLAGS if getattr(arguments, name) not in (None, ())]
         if alone:
@@ -167,6 +172,39 @@ def _protocol(arguments: Arguments) -> str:
     elif arguments.way is not None or arguments.checkpoint != "last":
         raise UserError(f"--{'way' if arguments.way else 'checkpoint'} goes with a run, not with --model")
     return chosen
+
+
+def _names(arguments: Arguments, protocol: str) -> tuple[str, ...]:
+    """The attacks of a sweep, as they are spelled."""
+    return arguments.attacks or (("autoattack",) if protocol == "autoattack" else DEFAULT_ATTACKS)
+
+
+def _all_used(arguments: Arguments, named: Sequence[NamedAttack]) -> None:
+    """Refuse what is given for attacks of a kind of which none is named: it would go unused without a word."""
+    names = ", ".join(attack.name for attack in named)
+    norms = {attack.norm if attack.norm in NORMS else "own" for attack in named}
+    # What has no flag of its own takes --eps.
+    by_eps = {
+        norm for norm in norms if norm == "linf" or (norm in NORMS and not getattr(arguments, f"eps_{norm}"))
+    }
+    for flag, used, kind, mend in (
+        ("eps", by_eps, "goes by it", "give --eps-own for bounds that are no norm, name one such as pgd20"),
+        ("eps_l2", "l2" in norms, "is bounded by l2", "name one such as pgd20-l2"),
+        ("eps_l1", "l1" in norms, "is bounded by l1", "name one such as apgd-ce-l1"),
+        ("eps_own", "own" in norms, "has a bound of its own", "name stadv, jpeg or recolor"),
+        (
+            "source",
+            any(attack.attack == "transfer" for attack in named),
+            "takes images of another model",
+            "name transfer",
+        ),
+    ):
+        if (given := getattr(arguments, flag)) and not used:
+            value = given if isinstance(given, str) else ",".join(f"{radius:g}" for radius in given)
+            spelled = f"--{flag.replace('_', '-')}"
+            raise UserError(
+                f"{spelled} {value}: none of the attacks ({names}) {kind}; {mend}, or leave {spelled} out"
+            )
 
 
 SWEEP_FLAGS = (
@@ -244,8 +282,7 @@ def _sweep(arguments: Arguments, protocol: str, world: World) -> None:
 def _attacks(arguments: Arguments, protocol: str, subject: Subject) -> list[SweepAttack]:
     """The attacks of a sweep with their radii."""
     dataset = subject.dataset
-    names = arguments.attacks or (("autoattack",) if protocol == "autoattack" else DEFAULT_ATTACKS)
-    named = parse_all(names)
+    named = parse_all(_names(arguments, protocol))
     given = {
         "linf": arguments.eps,
         "l2": arguments.eps_l2 or arguments.eps,
@@ -278,7 +315,11 @@ def _attacks(arguments: Arguments, protocol: str, subject: Subject) -> list[Swee
                     "attack transfer takes its images from another model: name a run or module:function with --source"
                 )
             settings["source"] = named_model(arguments.source, subject.source.device)
-            described = {"source": arguments.source, "source_weights": weights_digest(settings["source"])}
+            described = {
+                "source": arguments.source,
+                "source_weights": weights_digest(settings["source"]),
+                "source_code": code_digest(settings["source"]),
+            }
         found.append(SweepAttack(attack, eps, settings, described))
     return found
 

@@ -1,6 +1,8 @@
 """`python -m robustfast.evaluate`: a table on success, one line and exit code 2 on a mistake."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -149,8 +151,11 @@ SWEEP = [
     "--eps-l2",
     "0.2,0.4",
     "--images",
-    "50",
+    "24",
+    "--batch-size",
+    "8",
 ]
+MINE = ["--model", "mymodel:digits", "--dataset", "digits", "--out", "whole"]
 
 
 def test_sweep_of_a_run(run, capsys):
@@ -186,8 +191,28 @@ def test_sweep_without_radii_takes_the_data_sets(run, capsys, tmp_path):
     ]
 
 
+def test_radii_of_every_norm_may_come_from_one_flag(capsys, tmp_path):
+    """And each kind of attack takes its own flag first."""
+    argv = [
+        *TOY,
+        "--attacks",
+        "pgd1,pgd1-l2,apgd-ce1-l1,stadv1",
+        "--images",
+        "4",
+        "--no-probes",
+        "--eps",
+        "0.2",
+    ]
+    code, _, err = call(capsys, *argv, "--eps-l1", "3", "--eps-own", "0.01", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    attacks = json.loads((tmp_path / "sweep.json").read_text())["attacks"]
+    assert [record["eps"] for record in attacks.values()] == [[0, 0.2], [0, 0.2], [0, 3], [0, 0.01]]
+
+
 def test_autoattack_protocol(capsys, tmp_path):
-    code, out, err = call(capsys, *TOY, "--protocol", "autoattack", "--images", "8", "--out", tmp_path)
+    code, out, err = call(
+        capsys, *TOY, "--protocol", "autoattack", "--images", "4", "--no-probes", "--out", tmp_path
+    )
     assert (code, err) == (0, "")
     document = json.loads((tmp_path / "autoattack.json").read_text())
     record = document["attacks"]["autoattack"]
@@ -196,7 +221,7 @@ def test_autoattack_protocol(capsys, tmp_path):
     assert list(record["attack"]["settings"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     won = sum(record["won_by"][1].values())
     assert won > 0
-    assert record["accuracy"][1] == pytest.approx(document["natural"] - won / 8)
+    assert record["accuracy"][1] == pytest.approx(document["natural"] - won / 4)
     assert "autoattack" in out
 
 
@@ -236,6 +261,28 @@ def test_images_of_another_model(run, capsys, tmp_path):
         (["--attacks", "pgd3", "--dataset", "digits"], "--dataset goes with --model"),
         (["--attacks", "pgd3", "--images", "0"], "--images 0: expected 1 to 359"),
         (["--attacks", "pgd3", "--eot", "0"], "--eot 0"),
+        (
+            ["--attacks", "stadv,jpeg", "--eps", "0.1,8/255"],
+            "--eps 0.1,0.0313725: none of the attacks (stadv, jpeg) goes by it; give --eps-own",
+        ),
+        (
+            ["--attacks", "pgd3-l2", "--eps", "0.1", "--eps-l2", "1"],
+            "--eps 0.1: none of the attacks (pgd3-l2) goes by it; ",
+        ),
+        (
+            ["--eps-l2", "0.5"],
+            "--eps-l2 0.5: none of the attacks (apgd-ce) is bounded by l2; name one such as pgd20-l2, or leave "
+            "--eps-l2 out",
+        ),
+        (["--attacks", "pgd3,pgd3-l2", "--eps-l1", "5"], "--eps-l1 5: none of the attacks (pgd3, pgd3-l2)"),
+        (
+            ["--protocol", "autoattack", "--eps-own", "1"],
+            "--eps-own 1: none of the attacks (autoattack) has a",
+        ),
+        (
+            ["--attacks", "pgd3", "--source", "m:f"],
+            "--source m:f: none of the attacks (pgd3) takes images of",
+        ),
         (["--attacks", "transfer", "--eps", "0.1"], "name a run or module:function with --source"),
         (["--attacks", "transfer", "--eps", "0.1", "--source", "nothing"], "expected module:function"),
     ],
@@ -292,22 +339,20 @@ def command(*argv):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Folder of a sweep of a toy from the current directory, in a process of its own."""
+    """Folder of a sweep of a toy from the current directory."""
     folder = tmp_path_factory.mktemp("sweeps")
     shutil.copy(TOYS, folder / "mymodel.py")
-    done = subprocess.run(
-        command(
-            "--model", "mymodel:digits", "--dataset", "digits", *SWEEP, "--batch-size", 8, "--out", "whole"
-        ),
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(TOYS.parents[2]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        # Both are left as they were found.
+        patch.syspath_prepend(folder)
+        patch.delitem(sys.modules, "mymodel", raising=False)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            assert main_wrapper(main, [*MINE, *SWEEP]) == 0, said.getvalue()
+        del sys.modules["mymodel"]
     # No terminal: tables and nothing that moves.
-    assert "\x1b" not in done.stdout + done.stderr
+    assert "\x1b" not in said.getvalue()
     return folder / "whole"
 
 
@@ -327,9 +372,7 @@ def test_a_model_of_the_current_directory(whole):
 
 def test_killed_and_called_again_a_sweep_ends_in_the_same_bytes(whole, tmp_path):
     shutil.copy(TOYS, tmp_path / "mymodel.py")
-    line = command(
-        "--model", "mymodel:digits", "--dataset", "digits", *SWEEP, "--batch-size", 8, "--out", "whole"
-    )
+    line = command(*MINE, *SWEEP)
     env = os.environ | {"PYTHONPATH": str(TOYS.parents[2]), "OMP_NUM_THREADS": "1"}
     partial = tmp_path / "whole" / "sweep.partial"
     first = subprocess.Popen(line, cwd=tmp_path, env=env | {"TOY_SECONDS": "0.05"}, stdout=subprocess.DEVNULL)
@@ -352,7 +395,7 @@ def test_killed_and_called_again_a_sweep_ends_in_the_same_bytes(whole, tmp_path)
 
 
 def test_two_processes_find_what_one_finds(whole, torchrun, tmp_path):
-    argv = ["-m", "robustfast.evaluate", *TOY, *SWEEP, "--batch-size", 8, "--out", tmp_path]
+    argv = ["-m", "robustfast.evaluate", *TOY, *SWEEP, "--out", tmp_path]
     done = torchrun(2, *argv)
     assert of_model(tmp_path) == of_model(whole)
     assert (tmp_path / "sweep-linf.png").exists()
