@@ -41,8 +41,8 @@ def benchmark(
 
     As in RobustBench: the first `n_examples` test images, a warning for a model in train mode, two printed lines. On
     purpose different: nothing is downloaded (`data_dir` holds the published files), any data set of
-    `robustfast.data.load` will do, "L1" is a threat model too, `aa_state_path` can be resumed from and no longer ends
-    in an error. Corruptions are not ours.
+    `robustfast.data.load` will do, "L1" is a threat model too, `aa_state_path` can be resumed from, by the same
+    evaluation alone, and no longer ends in an error. Corruptions are not ours.
 
     Args:
         model: a module, images in [0, 1] -> logits.

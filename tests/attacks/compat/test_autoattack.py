@@ -304,8 +304,10 @@ def test_won_samples_leave_an_evaluation(data: Any) -> None:
     adversary.apgd.perturb(x, y)
     assert not adversary.apgd._built.last.early_stop
     adversary.apgd.eot_iter = 2
+    adversary.attacks_to_run = ["apgd-ce", "fab"]
     adversary.run_standard_evaluation(x, y)
     assert not adversary.apgd._built.last.early_stop
+    assert not adversary.fab._built.last.early_stop
 
 
 def test_larger_radii_come_when_asked_for(data: Any) -> None:

@@ -151,7 +151,7 @@ class AutoAttack:
     ) -> Any:
         """Every attack in turn on the samples that stand.
 
-        APGD and FAB let go of a sample within five or ten steps of its fall, but for APGD with `eot_iter` above one.
+        APGD and FAB let go of a sample within five or ten steps of its fall, unless `eot_iter` is above one.
         Runs to the end, as ``perturb`` of the parts does them, win the same samples.
 
         Args:
@@ -274,7 +274,8 @@ class AutoAttack:
         else:
             raise ValueError("Attack not supported")
         part.seed = seed
-        part.stops_early = True
+        # A random model's answer may turn, so there each run goes on to its end.
+        part.stops_early = getattr(part, "eot_iter", self.apgd.eot_iter) == 1
         try:
             return part.perturb(x, y, index=index)
         finally:

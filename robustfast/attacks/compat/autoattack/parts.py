@@ -125,8 +125,7 @@ class APGDAttack(_Part):
             raise ValueError(f"use_largereps is True, which exists under L1 and not under {self.norm}")
         return {
             "one_ball": self.norm == "L1" and (best_loss or not self.use_largereps),
-            # A random model's answer may turn, so there each run goes on to its end.
-            "early_stop": self.stops_early and self.eot_iter == 1,
+            "early_stop": self.stops_early,
             "steps": self.n_iter,
             "restarts": self.n_restarts,
             "eot": self.eot_iter,
