@@ -333,15 +333,8 @@ def test_a_way_that_was_not_trained(tmp_path, capsys):
     assert "trained r alone" in err
 
 
-def command(*argv):
-    return [sys.executable, "-m", "robustfast.evaluate", *map(str, argv)]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Folder of a sweep of a toy from the current directory."""
-    folder = tmp_path_factory.mktemp("sweeps")
-    shutil.copy(TOYS, folder / "mymodel.py")
+def sweep_in(folder):
+    """Sweep the toy model of a folder from there; what is printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         # Both are left as they were found.
@@ -351,8 +344,16 @@ def whole(tmp_path_factory):
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             assert main_wrapper(main, [*MINE, *SWEEP]) == 0, said.getvalue()
         del sys.modules["mymodel"]
+    return said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of a sweep of a toy from the current directory."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    shutil.copy(TOYS, folder / "mymodel.py")
     # No terminal: tables and nothing that moves.
-    assert "\x1b" not in said.getvalue()
+    assert "\x1b" not in sweep_in(folder)
     return folder / "whole"
 
 
@@ -372,7 +373,7 @@ def test_a_model_of_the_current_directory(whole):
 
 def test_killed_and_called_again_a_sweep_ends_in_the_same_bytes(whole, tmp_path):
     shutil.copy(TOYS, tmp_path / "mymodel.py")
-    line = command(*MINE, *SWEEP)
+    line = [sys.executable, "-m", "robustfast.evaluate", *MINE, *SWEEP]
     env = os.environ | {"PYTHONPATH": str(TOYS.parents[2]), "OMP_NUM_THREADS": "1"}
     partial = tmp_path / "whole" / "sweep.partial"
     first = subprocess.Popen(line, cwd=tmp_path, env=env | {"TOY_SECONDS": "0.05"}, stdout=subprocess.DEVNULL)
@@ -388,7 +389,7 @@ def test_killed_and_called_again_a_sweep_ends_in_the_same_bytes(whole, tmp_path)
     assert not (tmp_path / "whole" / "sweep.json").exists()
     kept = {file: file.stat().st_mtime_ns for file in partial.glob("*.json")}
     assert len(kept) >= 7
-    subprocess.run(line, cwd=tmp_path, env=env, check=True, capture_output=True)
+    sweep_in(tmp_path)
     for name in ("sweep.json", "sweep-linf.png", "sweep-l2.png"):
         assert (tmp_path / "whole" / name).read_bytes() == (whole / name).read_bytes()
     assert not partial.exists()
