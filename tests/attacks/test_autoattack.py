@@ -285,3 +285,15 @@ def test_a_start_is_refused() -> None:
     x = images(2)
     with pytest.raises(ValueError, match="start of their own"):
         small(Rows())(x, torch.zeros(2, dtype=torch.int64), start=x)
+
+
+def test_a_call_without_images_leaves_no_record_of_the_one_before() -> None:
+    net, x = Rows(), images(4)
+    attack = small(net)
+    attack(x, net(x).argmax(1))
+    assert len(attack.records) == 4
+    assert len(attack.fooled_by) == 4
+    attack(x[:0], torch.zeros(0, dtype=torch.int64))
+    assert not attack.records
+    assert not attack.fooled_by
+    assert attack.report.samples == 0
