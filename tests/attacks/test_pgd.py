@@ -582,5 +582,5 @@ def test_a_step_is_a_quarter_of_eps_unless_given(net: nn.Module, batch: Batch) -
         assert torch.equal(PGD(net, eps, norm=norm)(*batch), PGD(net, eps, eps / 4, norm=norm)(*batch))
     attack = PGD(net, 0.3)
     assert torch.equal(attack(*batch, eps=0.1), PGD(net, 0.1)(*batch))
-    with pytest.raises(ValueError, match="step_size is 0.1 and relative_step 0.2: expected one of them"):
+    with pytest.raises(ValueError, match=r"step_size is 0.1 and relative_step 0.2: expected one of them"):
         PGD(net, step_size=0.1, relative_step=0.2)
