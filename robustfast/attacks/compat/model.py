@@ -18,6 +18,7 @@ __all__ = [
     "Attacks",
     "Through",
     "as_it_is",
+    "check_device",
     "device_of",
     "fresh_key",
     "loss_of",
@@ -140,6 +141,16 @@ def unsupported(library: str, name: str, instead: str = "") -> AttributeError:
     """The error for a name of `library` that has no counterpart here."""
     mend = f"; {instead}" if instead else f": keep {library} for it"
     return AttributeError(f"{library}'s {name} has no counterpart in robustfast{mend}")
+
+
+def check_device(device: Any) -> None:
+    """Refuse a CUDA device, some peers' default, where torch has none.
+
+    Raises:
+        ValueError: says what to pass.
+    """
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, and torch finds no CUDA here: pass device='cpu'")
 
 
 def device_of(model: Any) -> torch.device | None:

@@ -99,6 +99,26 @@ def test_versions_are_the_packages(data: Any) -> None:
         AutoAttack(net, norm="linf")
     with pytest.raises(ValueError, match="TensorFlow"):
         AutoAttack(net, is_tf_model=True)
+    with pytest.raises(ValueError, match="version is 'foo', expected one of standard, plus, rand, custom"):
+        AutoAttack(net, version="foo", device="cpu")
+    with pytest.raises(ValueError, match=r"\['pgd'\], expected a list of apgd-ce, .*, square"):
+        quick(net, ["pgd"])
+
+
+def test_a_machine_without_cuda_says_what_to_pass(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="pass device='cpu'"):
+        AutoAttack(data[0])
+
+
+def test_what_is_no_attack_is_refused_before_the_log(data: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    net, x, y = data
+    adversary = quick(net)
+    for names in ([], ["square", "pgd"]):
+        adversary.attacks_to_run = names
+        with pytest.raises(ValueError, match="attacks_to_run is"):
+            adversary.run_standard_evaluation(x, y)
+    assert not capsys.readouterr().out
 
 
 def test_the_log_tells_of_each_attack(data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,6 +230,14 @@ def test_a_state_of_another_evaluation_is_refused(data: Any, tmp_path: Path) -> 
         ("differs in labels; delete", lambda: run(labels=y.flip(0))),
         ("differs in weights; delete", lambda: run(other)),
     ]
+
+    def set_otherwise() -> None:
+        adversary = quick(net, ["square"])
+        adversary.square.n_queries = 30
+        adversary.fab.n_iter = 7  # which does not run
+        adversary.run_standard_evaluation(x, y, state_path=path)
+
+    refusals.append((r"differs in square.n_queries \(20, now 30\); delete", set_otherwise))
     before = path.read_text()
     for words, call in refusals:
         with pytest.raises(ValueError, match=words) as caught:
@@ -343,8 +371,6 @@ def test_all_six_attacks_run(data: Any) -> None:
     assert list(found) == names
     for x_adv in found.values():
         assert (x_adv - x[:4]).abs().max() <= 0.06 + 1e-12
-    with pytest.raises(ValueError, match="Attack not supported"):
-        quick(net, ["pgd"]).run_standard_evaluation(x, y)
 
 
 def test_attacks_by_themselves(data: Any) -> None:

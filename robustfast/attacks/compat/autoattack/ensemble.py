@@ -17,8 +17,9 @@ from robustfast.attacks.compat.autoattack.parts import (
     FABAttack_PT,
     SquareAttack,
 )
+from robustfast.attacks.compat.autoattack.settings import check_attacks, check_version, part_of, settings_of
 from robustfast.attacks.compat.autoattack.state import EvaluationState, digest
-from robustfast.attacks.compat.model import as_it_is, fresh_key
+from robustfast.attacks.compat.model import as_it_is, check_device, fresh_key
 from robustfast.attacks.modes import module_of
 
 __all__ = ["AutoAttack", "Logger"]
@@ -55,7 +56,8 @@ class AutoAttack:
     be resumed from, by the same evaluation alone; where there are fewer classes than targets, as many as there are are
     taken, and where there are too few for a DLR loss, the margin; samples leave a run once they are won, so that of the
     same samples other iterates come back; a version changed through `attacks_to_run` in
-    `run_standard_evaluation_individual` is put back; images outside [0, 1] are an error.
+    `run_standard_evaluation_individual` is put back, and so is `fab.n_restarts`, which fab-t sets to one; images
+    outside [0, 1] are an error, and so are unknown versions and attacks.
 
     Args:
         model: images [B, ...] in [0, 1] -> logits.
@@ -68,6 +70,9 @@ class AutoAttack:
         is_tf_model: refused.
         device: where batches are attacked.
         log_path: file that gets the lines too.
+
+    Raises:
+        ValueError: a version, an attack or a device that there is not.
     """
 
     def __init__(
@@ -86,8 +91,11 @@ class AutoAttack:
         assert norm in _NORM_OF, f"norm is {norm!r}, expected one of {', '.join(_NORM_OF)}"
         if is_tf_model:
             raise ValueError("models of TensorFlow are not supported: pass one of PyTorch")
-        if version in ("standard", "plus", "rand") and list(attacks_to_run):
+        check_version(version)
+        if version != "custom" and list(attacks_to_run):
             raise ValueError("attacks_to_run will be overridden unless you use version='custom'")
+        check_attacks(attacks_to_run)
+        check_device(device)
         self.model = model
         self.norm = norm
         self.epsilon = eps
@@ -103,11 +111,12 @@ class AutoAttack:
         self.fab = FABAttack_PT(model, n_restarts=5, **shared)
         self.square = SquareAttack(model, resc_schedule=False, **shared)
         self.apgd_targeted = APGDAttack_targeted(model, logger=self.logger, **shared)
-        if version in ("standard", "plus", "rand"):
+        if version != "custom":
             self.set_version(version)
 
     def set_version(self, version: str = "standard") -> None:
         """Set the attacks to run and their settings to those of a version."""
+        check_version(version)
         if self.verbose:
             print(f"setting parameters for {version} version")
         if version == "standard":
@@ -160,7 +169,8 @@ class AutoAttack:
             bs: samples per batch.
             return_labels: also return what the model says of each result, int64 [N].
             state_path: file that is written after each batch, and resumed from where it exists: samples that were won
-                before come back as they are then. Of another norm, eps, version, seed, data or model it is an error.
+                before come back as they are then. Of another norm, eps, version, seed, data or model, or of other
+                settings of an attack to run, it is an error.
 
         Returns:
             x_adv like x_orig, or (x_adv, y_adv).
@@ -169,6 +179,10 @@ class AutoAttack:
             return self._evaluate(x_orig, y_orig, bs, return_labels, state_path)
 
     def _evaluate(self, x_orig: Tensor, y_orig: Tensor, bs: int, return_labels: bool, state_path: Any) -> Any:
+        # The list may have been set since: without any attack the clean accuracy would pass for the robust one.
+        check_attacks(self.attacks_to_run)
+        if not self.attacks_to_run:
+            raise ValueError("attacks_to_run is empty: no attack would be run")
         state, left = self._begin(x_orig, y_orig, state_path)
         self._log(f"using {self.version} version including {', '.join(left)}.")
         if state.run_attacks:
@@ -253,6 +267,7 @@ class AutoAttack:
             "seed": self.seed,
             "images": digest(x),
             "labels": digest(y),
+            **settings_of(self),
         }
         if module is not None:
             kept = sorted(module.state_dict().items())
@@ -261,18 +276,12 @@ class AutoAttack:
         return subject | {"logits": first.tolist() if torch.equal(first, second) else None}
 
     def _attack(self, attack: str, x: Tensor, y: Tensor, index: Tensor, seed: int) -> Tensor:
+        part, restarts = getattr(self, part_of(attack)), self.fab.n_restarts
         if attack in ("apgd-ce", "apgd-dlr"):
-            part, self.apgd.loss = self.apgd, attack.removeprefix("apgd-")
+            self.apgd.loss = attack.removeprefix("apgd-")
         elif attack in ("fab", "fab-t"):
-            part, self.fab.targeted = self.fab, attack == "fab-t"
-            if attack == "fab-t":
-                self.fab.n_restarts = 1
-        elif attack == "square":
-            part = self.square
-        elif attack == "apgd-t":
-            part = self.apgd_targeted
-        else:
-            raise ValueError("Attack not supported")
+            self.fab.targeted = attack == "fab-t"
+            self.fab.n_restarts = 1 if attack == "fab-t" else restarts
         part.seed = seed
         # A random model's answer may turn, so there each run goes on to its end.
         part.stops_early = getattr(part, "eot_iter", self.apgd.eot_iter) == 1
@@ -280,6 +289,8 @@ class AutoAttack:
             return part.perturb(x, y, index=index)
         finally:
             part.stops_early = False
+            # Else a second evaluation, or one that resumes, would run FAB by other settings than the first.
+            self.fab.n_restarts = restarts
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
         """Share of samples that the model is right about."""
@@ -294,6 +305,7 @@ class AutoAttack:
         self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
     ) -> dict[str, Any]:
         """Each attack by itself on all samples: name -> x_adv, or (x_adv, y_adv)."""
+        check_attacks(self.attacks_to_run)
         names, verbose = list(self.attacks_to_run), self.verbose
         if verbose:
             print(f"using {self.version} version including {', '.join(names)}")
