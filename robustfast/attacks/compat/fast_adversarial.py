@@ -63,7 +63,7 @@ def attack_pgd(
         delta like X: the adversarial images are X + delta.
 
     Raises:
-        ValueError: images outside the limits.
+        ValueError: images outside the limits, or limits, a radius or a step for another number of channels.
     """
     lower, upper = (
         torch.as_tensor(given if given is not None else default, device=X.device, dtype=X.dtype)
@@ -71,6 +71,19 @@ def attack_pgd(
     )
     radius, step = (torch.as_tensor(value, device=X.device, dtype=X.dtype) for value in (epsilon, alpha))
     X = X.detach()
+    for name, given, value in (
+        ("lower_limit", lower_limit, lower), ("upper_limit", upper_limit, upper),
+        ("epsilon", epsilon, radius), ("alpha", alpha, step),
+    ):  # fmt: skip
+        if not _fits(value, X):
+            if given is None:
+                raise ValueError(
+                    f"lower_limit and upper_limit are CIFAR-10's unless given, of 3 channels, and X has shape "
+                    f"{tuple(X.shape)}: give your own, as numbers or of shape [C, 1, 1]"
+                )
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} and X {tuple(X.shape)}: give a number, or shape [C, 1, 1]"
+            )
     outside = torch.maximum(lower - X, X - upper)
     if len(X) and not float(outside.max()) < 1e-4:
         raise ValueError(
@@ -88,6 +101,14 @@ def attack_pgd(
             return (attack(X, y, start=X + delta) if attack_iters else X + delta) - X
 
         return highest_loss(held, X, y, run, restarts)
+
+
+def _fits(value: Tensor, X: Tensor) -> bool:
+    """Whether `value` is one for each channel or entry of an image of X, or for all."""
+    try:
+        return torch.broadcast_shapes(value.shape, X.shape) == X.shape
+    except RuntimeError:
+        return False
 
 
 class _PerChannel(PGD):

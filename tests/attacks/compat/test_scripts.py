@@ -65,6 +65,12 @@ def test_images_outside_the_limits_are_refused(net: nn.Module, batch: Batch) -> 
     X, eps, alpha, _ = normalised(batch[0])
     with pytest.raises(ValueError, match="lower_limit and upper_limit"):
         fast_adversarial.attack_pgd(net.eval(), 3 * X, batch[1], eps, alpha, 1, 1)
+    with pytest.raises(
+        ValueError, match=r"upper_limit are CIFAR-10's unless given, of 3 channels.*: give your own"
+    ):
+        fast_adversarial.attack_pgd(net, X[:, :1], batch[1], 0.1, 0.025, 5, 1)
+    with pytest.raises(ValueError, match=r"epsilon has shape \(2, 1, 1\) and X"):
+        fast_adversarial.attack_pgd(net, X, batch[1], eps[:2], alpha, 5, 1)
     delta = fast_adversarial.attack_pgd(
         net, batch[0], batch[1], 0.03, 0.01, 2, 1, None, lower_limit=0.0, upper_limit=1.0
     )
