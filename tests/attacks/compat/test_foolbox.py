@@ -295,6 +295,8 @@ def test_what_is_not_served_says_so() -> None:
             getattr(ours.attacks, name)
     with pytest.raises(AttributeError, match="images of your own"):
         ours.samples(None)
+    with pytest.raises(AttributeError, match="images of your own"):
+        ours.utils.samples(None)
     with pytest.raises(AttributeError, match="no counterpart"):
         _ = ours.TensorFlowModel
 

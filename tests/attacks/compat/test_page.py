@@ -38,3 +38,21 @@ def test_the_names_exist() -> None:
             "MultiAttack",
         ):
             assert hasattr(advertorch, name) or hasattr(foolbox.attacks, name) or "AdamBasic" in name, name
+
+
+IMPORTS = re.findall(
+    r"^\| `from (\S+) import (\S+)` \| `(from robustfast\S+ import (\S+))` \|$", PAGE, re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("there", "wanted", "line", "name"), IMPORTS)
+def test_imports_from_deeper_modules_have_a_line(there: str, wanted: str, line: str, name: str) -> None:
+    found: dict[str, Any] = {}
+    exec(compile(line, there, "exec", dont_inherit=True), found)
+    assert wanted == name
+    assert callable(found[name])
+
+
+def test_every_library_has_its_deeper_imports() -> None:
+    libraries = {"torchattacks", "autoattack", "foolbox", "cleverhans", "advertorch", "robustbench"}
+    assert {there.partition(".")[0] for there, *_ in IMPORTS} == libraries

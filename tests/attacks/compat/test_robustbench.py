@@ -27,7 +27,7 @@ class Threat(Enum):
 @pytest.fixture
 def net() -> nn.Module:
     """Ten class means as weights: right about most digits."""
-    x, y = robustbench._load("digits", None, ".", None)
+    x, y = robustbench.data.first_images("digits", None, ".", None)
     means = torch.stack([x[y == digit].mean(0).flatten() for digit in range(10)])
     layer = nn.Linear(64, 10)
     with torch.no_grad():
@@ -46,12 +46,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
             self.square.n_queries = 10
 
-    monkeypatch.setattr(robustbench, "AutoAttack", Quick)
+    monkeypatch.setattr(robustbench.eval, "AutoAttack", Quick)
 
 
 def test_accuracies_are_those_of_the_model(net: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     clean, robust = robustbench.benchmark(net, n_examples=24, dataset="digits", threat_model="Linf", eps=0.05)
-    x, y = robustbench._load("digits", 24, ".", None)
+    x, y = robustbench.data.first_images("digits", 24, ".", None)
     assert x.shape == (24, 1, 8, 8)
     assert clean == (net(x).argmax(1) == y).double().mean().item()
     assert 0 < robust < clean
@@ -78,7 +78,7 @@ def test_preprocessing_is_a_function(net: nn.Module) -> None:
         return x / 2
 
     clean, _ = robustbench.benchmark(net, 5, "digits", "L2", eps=0.1, preprocessing=darker)
-    x, y = robustbench._load("digits", 5, ".", None)
+    x, y = robustbench.data.first_images("digits", 5, ".", None)
     assert clean == (net(x / 2).argmax(1) == y).double().mean().item()
     with pytest.raises(ValueError, match="expected a function"):
         robustbench.benchmark(net, 5, "digits", eps=0.1, preprocessing="Res224")
@@ -93,9 +93,15 @@ def test_what_is_not_served_says_so(net: nn.Module, tmp_path: Path) -> None:
         robustbench.benchmark(net, 5, "digits", Threat.corruptions)
     with pytest.raises(NotImplementedError, match="one model"):
         robustbench.benchmark([net, net], 5, "digits", eps=0.1)
+    with pytest.raises(ValueError, match="threat_model is 'Linff', expected one of Linf, L2, L1"):
+        robustbench.benchmark(net, 5, "digits", "Linff", eps=0.1)
+    with pytest.raises(UserError, match="give data_dir"):
+        robustbench.benchmark(net, 5, "cifar10", eps=0.1, data_dir=tmp_path / "nowhere")
     with pytest.raises(UserError, match="cifar10"):
         robustbench.benchmark(net, 5, "cifar10", eps=0.1, data_dir=tmp_path)
-    with pytest.raises(AttributeError, match="load_model has no counterpart"):
+    with pytest.raises(
+        AttributeError, match="load_model has no counterpart in robustfast; load weights of your own"
+    ):
         robustbench.load_model("Carmon2019Unlabeled")
     with pytest.raises(AttributeError, match="no counterpart"):
         _ = robustbench.load_imagenet
@@ -105,8 +111,8 @@ def test_what_is_not_served_says_so(net: nn.Module, tmp_path: Path) -> None:
 
 def test_cifar_loads_from_the_published_files(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    digits = robustbench.load("digits", "test", None)
-    monkeypatch.setattr(robustbench, "load", lambda *arguments: (asked.append(arguments), digits)[1])
+    digits = robustbench.data.load("digits", "test", None)
+    monkeypatch.setattr(robustbench.data, "load", lambda *arguments: (asked.append(arguments), digits)[1])
     for function in (robustbench.load_cifar10, robustbench.load_cifar100):
         x, y = function(n_examples=3, data_dir="there")
         assert len(x) == len(y) == 3
@@ -155,8 +161,7 @@ def test_an_unmodified_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         brightness.weight[0], brightness.weight[1] = 0.01, -0.01
         brightness.bias.fill_(-50.0)
         brightness.bias[0], brightness.bias[1] = -3072 * 0.005, 3072 * 0.005
-    script = SCRIPT.replace("from robustbench.data", "from robustfast.attacks.compat.robustbench")
-    script = script.replace("from robustbench import", "from robustfast.attacks.compat.robustbench import")
+    script = SCRIPT.replace("from robustbench", "from robustfast.attacks.compat.robustbench")
     model = nn.Sequential(nn.Flatten(), brightness).eval()
     told = {"model": model, "data_dir": str(tmp_path / "data")}
     exec(compile(script, "script", "exec", dont_inherit=True), told)

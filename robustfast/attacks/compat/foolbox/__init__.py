@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from robustfast.attacks.compat.foolbox import attacks, criteria, distances, models
+from robustfast.attacks.compat.foolbox import attacks, criteria, distances, models, utils
 from robustfast.attacks.compat.foolbox.base import Attack
 from robustfast.attacks.compat.foolbox.criteria import (
     Criterion,
@@ -13,6 +13,7 @@ from robustfast.attacks.compat.foolbox.criteria import (
 )
 from robustfast.attacks.compat.foolbox.distances import Distance
 from robustfast.attacks.compat.foolbox.models import Model, PyTorchModel, accuracy
+from robustfast.attacks.compat.foolbox.utils import samples
 from robustfast.attacks.compat.model import unsupported
 
 __all__ = [
@@ -29,16 +30,8 @@ __all__ = [
     "distances",
     "models",
     "samples",
+    "utils",
 ]
-
-
-def samples(*arguments: Any, **keywords: Any) -> NoReturn:
-    """Foolbox's sample images are not ours.
-
-    Raises:
-        AttributeError: always; take images of your own, or keep foolbox for this one call.
-    """
-    raise unsupported("foolbox", "samples", "take images of your own, or foolbox.samples for this one call")
 
 
 def __getattr__(name: str) -> NoReturn:

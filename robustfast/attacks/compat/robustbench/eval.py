@@ -1,7 +1,4 @@
-"""RobustBench's `benchmark` on data sets of this machine.
-
-``from robustfast.attacks.compat.robustbench import benchmark`` in place of ``from robustbench import benchmark``.
-"""
+"""``robustbench.eval``: clean and robust accuracy in one call, on data sets of this machine."""
 
 from __future__ import annotations
 
@@ -9,16 +6,19 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustfast.attacks.compat.autoattack import AutoAttack, EvaluationState
-from robustfast.attacks.compat.model import as_it_is, predictions, unsupported
-from robustfast.data import load
+from robustfast.attacks.compat.model import check_device
+from robustfast.attacks.compat.robustbench.data import first_images
+from robustfast.attacks.compat.robustbench.utils import clean_accuracy
 
-__all__ = ["benchmark", "clean_accuracy", "load_cifar10", "load_cifar100", "load_model"]
+__all__ = ["benchmark"]
+
+_THREATS = ("Linf", "L2", "L1")
 
 
 def benchmark(
@@ -61,14 +61,17 @@ def benchmark(
 
     Raises:
         NotImplementedError: several models, or corruptions.
-        ValueError: no eps, no name where one is needed, or a preprocessing by name.
+        ValueError: another threat model, no eps, no name where one is needed, a preprocessing by name, or a CUDA device
+            without CUDA.
         UserError: a data set that is not found, or cannot be read.
     """
     if isinstance(model, (list, tuple)) or isinstance(device, (list, tuple)):
         raise NotImplementedError("one model and one device at a time")
     threat, dataset = getattr(threat_model, "value", threat_model), getattr(dataset, "value", dataset)
-    if threat not in ("Linf", "L2", "L1"):
+    if str(threat).startswith("corruptions"):
         raise NotImplementedError(f"threat model {threat!r} has no counterpart here: keep robustbench for it")
+    if threat not in _THREATS:
+        raise ValueError(f"threat_model is {threat!r}, expected one of {', '.join(_THREATS)}")
     if eps is None:
         raise ValueError("If the threat model is L2 or Linf, `eps` must be specified.")
     if to_disk and model_name is None:
@@ -76,8 +79,9 @@ def benchmark(
     if getattr(model, "training", False):
         warnings.warn("The given model is *not* in eval mode.", stacklevel=2)
     device = device or torch.device("cpu")
+    check_device(device)
     model = model.to(device)
-    x, y = _load(dataset, n_examples, data_dir, preprocessing)
+    x, y = first_images(dataset, n_examples, data_dir, preprocessing)
     clean = clean_accuracy(model, x, y, batch_size=batch_size, device=device)
     print(f"Clean accuracy: {clean:.2%}")
     adversary = AutoAttack(model, norm=threat, eps=eps, version="standard", device=device, log_path=log_path)
@@ -93,57 +97,3 @@ def benchmark(
         facts = {"clean_acc": f"{clean:.2%}"[:-1], "autoattack_acc": f"{robust:.2%}"[:-1], "eps": eps}
         path.write_text(json.dumps(facts, indent=2))
     return clean, robust
-
-
-def load_cifar10(
-    n_examples: int | None = None, data_dir: str | Path = "./data", transforms_test: Any = None
-) -> tuple[Tensor, Tensor]:
-    """The first test images float32 [N, 3, 32, 32] in [0, 1], and labels."""
-    return _load("cifar10", n_examples, data_dir, transforms_test)
-
-
-def load_cifar100(
-    n_examples: int | None = None, data_dir: str | Path = "./data", transforms_test: Any = None
-) -> tuple[Tensor, Tensor]:
-    """The first test images float32 [N, 3, 32, 32] in [0, 1], and labels."""
-    return _load("cifar100", n_examples, data_dir, transforms_test)
-
-
-def clean_accuracy(
-    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch_size: int = 100, device: Any = None
-) -> float:
-    """Share of images that the model is right about, in the mode it is in."""
-    device = x.device if device is None else device
-    with as_it_is(model) as held:
-        right = sum(
-            int((predictions(held, images.to(device)) == labels.to(device)).sum())
-            for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True)
-        )
-    return right / len(x)
-
-
-def load_model(*arguments: Any, **keywords: Any) -> NoReturn:
-    """RobustBench's model zoo is not ours.
-
-    Raises:
-        AttributeError: always; keep robustbench for this one call, or load weights of your own.
-    """
-    raise unsupported(
-        "robustbench", "load_model", "load weights of your own, or keep robustbench for this one call"
-    )
-
-
-def _load(
-    dataset: str, n_examples: int | None, data_dir: str | Path, preprocessing: Any
-) -> tuple[Tensor, Tensor]:
-    if isinstance(preprocessing, str):
-        raise ValueError(f"preprocessing is {preprocessing!r}, expected a function of images in [0, 1]")
-    split = load(dataset, "test", data_dir)
-    split = split.take(torch.arange(min(len(split), len(split) if n_examples is None else n_examples)))
-    split = split.decode()
-    x = split.images.float() / split.scale
-    return x if preprocessing is None else preprocessing(x), split.labels
-
-
-def __getattr__(name: str) -> NoReturn:
-    raise unsupported("robustbench", name)
