@@ -19,7 +19,7 @@ from robustfast.attacks.range_check import Extremes
 from robustfast.ops.sizes import check_radius
 from robustfast.seeds import derive
 
-__all__ = ["Attack", "AttackReport", "GradientLog", "check_images"]
+__all__ = ["Attack", "AttackReport", "GradientLog"]
 
 ENGINES = ("auto", "eager", "compile", "graph")
 

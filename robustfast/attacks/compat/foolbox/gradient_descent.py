@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustfast import attacks
-from robustfast.attacks.attack import check_images
+from robustfast.attacks.arguments import check_images
 from robustfast.attacks.compat.foolbox.base import FixedEpsilonAttack, goal, verify_input_bounds
 from robustfast.attacks.compat.foolbox.criteria import get_criterion
 from robustfast.attacks.compat.foolbox.distances import l1, l2, linf
