@@ -49,7 +49,7 @@ class Curve:
         norm: of its balls.
         eps: rising, the first one 0.
         fooled: bool [len(eps), N]; images that were misclassified from the start count as fooled.
-        zero: attacked images whose gradient was zero in some step.
+        zero: attacked images whose gradient was zero in some step, and which the attack did not fool.
         attacked: images attacked.
         minimal: whether it looks for the nearest image, and so stops where it has won.
         won_by: of an ensemble, at each eps, the images that each part was the first to win; None of any other attack.
@@ -200,7 +200,7 @@ def find_warnings(
         found += _no_decline(probes)
         found += _zero("at the image itself", probes["zero"], probes["images"])
     for curve in curves:
-        # The gradient of a distance, or of a margin that is won, may be zero for good reasons.
+        # The gradient of a distance may be zero for good reasons.
         if curve.kind in ("single-step", "iterative") and not curve.minimal:
             found += _zero(curve.name, curve.zero, curve.attacked)
     return found
@@ -333,13 +333,15 @@ def _unbounded(curves: Sequence[Curve], probes: Mapping[str, Any] | None) -> lis
 def _zero(where: str, zero: int, images: int) -> list[dict[str, Any]]:
     if not images or zero / images <= ZERO_GRADIENT_SHARE:
         return []
+    at_image = where.startswith("at ")
+    met = where if at_image else f"in some step of {where} and stayed right"
     return [
         {
             "check": "zero-gradients",
             "text": f"{zero} of {images} images ({zero / images:.2%}) had a gradient of zero "
-            f"{where if where.startswith('at ') else f'in some step of {where}'}: an attack cannot move them; look for "
+            f"{met}: an attack cannot move them; look for "
             f"rounding, hard thresholds or saturated outputs in the model, or attack the logits' margin",
-            "attack": None if where.startswith("at ") else where,
+            "attack": None if at_image else where,
             "zero": zero,
             "images": images,
         }

@@ -204,7 +204,7 @@ class BatchWork:
                         hit = lost.clone()
                         hit[rows] = (self._logits(pulled).argmax(1) != given["y"])[: left.count]
                         clipped.append(hit.int().tolist())
-            record["gradients"] = _gradients(built, left.count)
+            record["gradients"] = _gradients(built, won)
             if (by := getattr(built, "fooled_by", None)) is not None:
                 record["won_by"] = _spread(by[: left.count], rows.tolist(), len(x))
             fooled[rows] = won
@@ -273,14 +273,16 @@ class BatchWork:
         )
 
 
-def _gradients(attack: Attack, count: int) -> list[int]:
-    """How many of the first `count` images had a zero and a non-finite gradient, and `count`."""
-    log = attack.gradients
-    if log is not None and len(log.zero) >= count:
-        # Where sizes are static, what follows are copies of the last image.
-        return [int(log.zero[:count].sum()), int(log.nonfinite[:count].sum()), count]
-    report = attack.report
-    return [report.zero_gradient, report.nonfinite_gradient, count]
+def _gradients(attack: Attack, won: Tensor) -> list[int]:
+    """How many images it met with a zero gradient and did not fool, how many with a non-finite one, and of how many.
+
+    A gradient may vanish because an image is fooled: DLR is constant from where the label is in third place. `won` bool
+    [n] is of the attack's first n images; where sizes are static, what follows are copies of the last one.
+    """
+    log, count = attack.gradients, len(won)
+    if log is None:
+        raise RuntimeError(f"{attack.name} has not been called")
+    return [int((log.zero[:count] & ~won).sum()), int(log.nonfinite[:count].sum()), count]
 
 
 def _distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:

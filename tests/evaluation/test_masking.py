@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from robustfast.attacks import APGD
 from robustfast.errors import UserError
 from robustfast.evaluation.attack_names import parse_all
 from robustfast.evaluation.masking import Curve, find_warnings, probe, randomness, stronger
@@ -235,6 +236,51 @@ def test_a_saturated_model_is_suspected(swept):
     found = checks(swept("saturated", "pgd10")["warnings"])
     assert "zero-gradients" in found
     assert "accuracy-at-unbounded-eps" in found
+
+
+def test_a_gradient_that_vanished_where_an_image_was_fooled_is_no_sign(tmp_path, monkeypatch):
+    """DLR is constant once the label is in third place, and the attack has won then."""
+    subject = model_subject(
+        f"{TOYS}:first_three", dataset="digits", num_classes=3, device="cpu", batch_size=359
+    )
+    reported = []
+    call = APGD._attack
+
+    def watched(self, *args, **keywords):
+        x_adv = call(self, *args, **keywords)
+        reported.append(self.report.zero_gradient)
+        return x_adv
+
+    monkeypatch.setattr(APGD, "_attack", watched)
+    (named,) = parse_all(["apgd-dlr20"])
+    document = sweep(
+        subject, [SweepAttack(named, (0.0, 0.2, 0.4))], SweepSettings(probes=False), out=tmp_path,
+        console=Console(quiet=True),
+    )  # fmt: skip
+    right = sum(document["per_sample"]["correct"])
+    assert right == 106
+    # The attack's own report has them all.
+    assert 0.05 * right < reported[0] < reported[1] == right
+    assert document["attacks"]["apgd-dlr20"]["accuracy"][-1] == 0
+    assert document["attacks"]["apgd-dlr20"]["gradients"] == {
+        "zero": 0,
+        "nonfinite": 0,
+        "attacked": 2 * right,
+    }
+    assert document["warnings"] == []
+
+
+def test_zero_gradients_are_of_images_that_stayed_right(swept):
+    document = swept("saturated", "pgd10")
+    fooled = torch.tensor(document["per_sample"]["fooled"]["pgd10"]).bool()
+    gradients = document["attacks"]["pgd10"]["gradients"]
+    # Of this model no attacked image has a gradient, and the random start alone fools some.
+    assert 0 < gradients["zero"] == int((~fooled[1:]).sum())
+    (warning,) = [
+        found for found in document["warnings"] if found.get("attack") == "pgd10" and "zero" in found
+    ]
+    assert (warning["zero"], warning["images"]) == (gradients["zero"], gradients["attacked"])
+    assert "in some step of pgd10 and stayed right" in warning["text"]
 
 
 def test_a_random_model_is_detected_and_weaker_under_averaged_gradients(swept):
