@@ -78,6 +78,11 @@ class PartialResults:
         write_durably(path, lambda file: file.write(text.encode()))
         self._own.add(path)
 
+    @property
+    def any_kept(self) -> bool:
+        """Whether a later call would find a piece of this one."""
+        return bool(self._own)
+
     def clear(self) -> None:
         """Remove the pieces that were found or kept, and the folder where nothing else is left in it."""
         for path in self._own:

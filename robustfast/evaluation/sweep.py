@@ -15,14 +15,16 @@ from rich.console import Console
 import robustfast
 from robustfast.distributed import World
 from robustfast.errors import UserError
+from robustfast.evaluation.attack_names import NORMS, known_names
 from robustfast.evaluation.model_digests import weights_digest
 from robustfast.evaluation.partial_results import PartialResults
 from robustfast.evaluation.progress import attack_bar
 from robustfast.evaluation.subject import Subject
 from robustfast.evaluation.sweep_batches import BatchWork
-from robustfast.evaluation.sweep_document import assemble, write
+from robustfast.evaluation.sweep_document import assemble, other_sweep, write
 from robustfast.evaluation.sweep_settings import SweepAttack, SweepSettings
 from robustfast.evaluation.sweep_tables import grid_line, heading, sweep_table, warning_lines
+from robustfast.signals import Stopped, signal_behind
 from robustfast.training.threads import cpu_threads
 from robustfast.visualization.accuracy_curves import accuracy_curves
 
@@ -60,6 +62,7 @@ def sweep(
     Raises:
         UserError: no attack, a setting that an attack refuses, a model without gradients, or a folder that cannot be
             written.
+        Stopped: SIGTERM or SIGINT where something was kept; it says that the same call goes on from there.
     """
     settings = settings or SweepSettings()
     world = world or World()
@@ -75,6 +78,36 @@ def sweep(
             f"{subject.label}: the processes hold different weights; let the function load them or fix its seed"
         )
     work = BatchWork(subject, attacks, settings, weights, PartialResults(folder / f"{protocol}.partial"))
+    # Before the work, while there is time to think again.
+    if former := other_sweep(
+        folder / f"{protocol}.json", {attack.named.name: attack.eps for attack in attacks}, subject.images
+    ):
+        console.print(
+            f"replaces the sweep of {', '.join(former)} in {folder}; --out takes another folder",
+            markup=False,
+            soft_wrap=True,
+        )
+    try:
+        return _swept(subject, attacks, settings, work, weights, protocol, folder, console, world)
+    except KeyboardInterrupt as stop:
+        if not work.partial.any_kept:
+            raise
+        then = f"what is done is kept in {work.partial.folder}: the same command goes on from there"
+        raise Stopped(signal_behind(stop), str(stop) or then) from None
+
+
+def _swept(
+    subject: Subject,
+    attacks: Sequence[SweepAttack],
+    settings: SweepSettings,
+    work: BatchWork,
+    weights: str,
+    protocol: str,
+    folder: Path,
+    console: Console,
+    world: World,
+) -> dict[str, Any]:
+    """Every batch attacked, the document put together, printed and written."""
     source = subject.source
     part = world.part(len(source))
     shown = min(part.stop * source.batch_size, subject.images) - min(
@@ -116,6 +149,9 @@ def _finish(
 ) -> None:
     file = folder / f"{protocol}.json"
     write(file, document)
+    # Those of other numbers; under a norm that has no curve now they would stay.
+    for norm in (*NORMS, *known_names()):
+        (folder / f"{protocol}-{norm}.png").unlink(missing_ok=True)
     for norm in document["worst_case"]:
         console.print(heading(document, norm, subject.label), markup=False, soft_wrap=True)
         console.print(sweep_table(document, norm))

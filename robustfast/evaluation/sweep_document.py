@@ -12,6 +12,7 @@
                     "fooled": {NAME: [[0, ...] for each eps]}, "distance": {NAME: [0.31, null, ...]},
                     "won_by": {NAME: [[PART, null, ...] for each eps]}}}
 
+`zero` of `gradients` counts images that met a gradient of zero and were not fooled, `nonfinite` all that met one.
 Accuracies are fractions of all images, at eps 0 the natural one; AUC is `robustfast.evaluation.grids.area`.
 `distance` is that to the nearest image an attack that looks for it found, 0 for images that were misclassified from the
 start, null where it found none. `won_by` tells of an ensemble which part won an image first. `largest` is the longest
@@ -36,7 +37,7 @@ from robustfast.evaluation.grids import area
 from robustfast.evaluation.masking import Curve, Randomness, find_warnings
 from robustfast.training.checkpoint import write_durably
 
-__all__ = ["PROTOCOLS", "RANDOMNESS", "SweptAttack", "assemble", "read", "write"]
+__all__ = ["PROTOCOLS", "RANDOMNESS", "SweptAttack", "assemble", "other_sweep", "read", "write"]
 
 
 PROTOCOLS = ("sweep", "autoattack")
@@ -197,6 +198,23 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not {"attacks", "worst_case", "warnings"} <= set(document):
         raise UserError(f"{path}: not a file of attacks over eps; delete it and evaluate again")
     return document
+
+
+def other_sweep(path: Path, eps: Mapping[str, Sequence[float]], images: int) -> list[str]:
+    """The attacks of the document at `path` where they, their radii or its images are not these; else none.
+
+    Args:
+        path: of a document that is about to be replaced; it may be missing or damaged, which is no news here.
+        eps: the radii of each attack by name.
+        images: how many are to be attacked.
+    """
+    try:
+        former = read(path)
+        radii = {name: list(record["eps"]) for name, record in former["attacks"].items()}
+        same = radii == {name: list(values) for name, values in eps.items()} and former["images"] == images
+    except (UserError, AttributeError, KeyError, TypeError):
+        return []
+    return [] if same else list(radii)
 
 
 def _nearest(

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from robustfast.attacks import DDN, PGD, Attack
 from robustfast.attacks.compaction import remaining
+from robustfast.command_line import main_wrapper
 from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.evaluation import sweep_batches
@@ -84,6 +85,7 @@ def test_numbers_stand_up_to_a_second_computation(swept: Sweep) -> None:
         assert record["auc"] == pytest.approx(area(EPS, record["accuracy"]))
         assert record["gradients"] == {"zero": 0, "nonfinite": 0, "attacked": 3 * int(natural.sum())}
         assert record["attack"]["steps"] == steps
+        assert (record["attack"]["step_size"], record["attack"]["relative_step"]) == (None, 0.25)
 
 
 def test_the_worst_case_is_taken_image_by_image_and_norm_by_norm(swept: Sweep) -> None:
@@ -227,6 +229,35 @@ def test_the_file_holds_the_document_and_a_line_for_each_row(tmp_path: Path, swe
         assert image[..., :3].std() > 0.05
 
 
+def test_another_sweep_replaces_the_one_before_and_says_so(tmp_path: Path) -> None:
+    def said(chosen: list[SweepAttack], images: int = 20) -> str:
+        console = Console(file=io.StringIO(), width=80)
+        sweep(subject(images=images), chosen, QUICK, out=tmp_path, console=console)
+        return console.file.getvalue()
+
+    line = f"replaces the sweep of pgd2, pgd2-l2 in {tmp_path}; --out takes another folder\n"
+    both = attacks("pgd2", "pgd2-l2", eps=(0.0, 0.1, 0.2))
+    assert "replaces the" not in said(both)
+    assert "replaces the" not in said(both)
+    old = (tmp_path / "sweep-linf.png").read_bytes()
+    # What is not the sweep's is left alone.
+    for name in ("sweep-mine.png", "autoattack-l2.png"):
+        (tmp_path / name).write_text("mine")
+    kept = {"sweep.json", "sweep-mine.png", "autoattack-l2.png"}
+    assert said(attacks("pgd3", eps=(0.0, 0.1, 0.2))).startswith(line)
+    assert {file.name for file in tmp_path.iterdir()} == kept | {"sweep-linf.png"}
+    assert (tmp_path / "sweep-linf.png").read_bytes() != old
+    # Of one radius there is no curve, and none of other numbers may stay.
+    printed = said(attacks("pgd3", eps=(0.0, 0.1)))
+    assert "replaces the sweep of pgd3 in" in printed
+    assert {file.name for file in tmp_path.iterdir()} == kept
+    assert "replaces the sweep of pgd3 in" in said(attacks("pgd3", eps=(0.0, 0.1)), images=21)
+    assert "replaces the" not in said(attacks("pgd3", eps=(0.0, 0.1)), images=21)
+    for damaged in ("{", '{"attacks": [], "worst_case": 0, "warnings": 0}'):
+        (tmp_path / "sweep.json").write_text(damaged)
+        assert "replaces the" not in said(both)
+
+
 def test_what_is_printed(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     document = sweep(subject(), attacks("pgd3", "fgsm"), QUICK, out=tmp_path, console=console)
@@ -279,6 +310,35 @@ def test_an_interrupted_sweep_goes_on_and_ends_in_the_same_file(
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert [file.name for file in partial.iterdir()] == ["half.0.json.partial"]
     assert not (tmp_path / "again" / "sweep.partial").exists()
+
+
+@pytest.mark.parametrize(("after", "then"), [(0, False), (2, True)])
+def test_ctrl_c_says_how_to_go_on_where_something_is_kept(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    after: int,
+    then: bool,
+) -> None:
+    calls: list[str] = []
+    attack = Attack._attack
+
+    def stopped(self: Attack, *args: Any, **keywords: Any) -> torch.Tensor:
+        calls.append(self.name)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return attack(self, *args, **keywords)
+
+    monkeypatch.setattr(Attack, "_attack", stopped)
+    quiet = Console(quiet=True)
+    code = main_wrapper(
+        lambda argv: sweep(subject(), attacks("pgd2"), QUICK, out=tmp_path, console=quiet), []
+    )
+    assert code == 130
+    folder = tmp_path / "sweep.partial"
+    more = f", what is done is kept in {folder}: the same command goes on from there" if then else ""
+    assert capsys.readouterr().err == f"stopped by SIGINT{more}\n"
+    assert folder.exists() == then
 
 
 @pytest.fixture
