@@ -132,6 +132,7 @@ def main(argv: Sequence[str]) -> None:
         f"Presets of the aat protocol: {', '.join(PRESETS)}. Attacks: {', '.join(ATTACKS)}.",
     )
     with World.joined(arguments.device) as world, ExitStack() as stack:
+        together(world, lambda: _none_empty(arguments, argv))
         protocol = together(world, lambda: _protocol(arguments))
         together(world, lambda: stack.enter_context(configured_backend(arguments.backend)))
         if protocol == "aat":
@@ -140,9 +141,23 @@ def main(argv: Sequence[str]) -> None:
             _sweep(arguments, protocol, world)
 
 
+def _none_empty(arguments: Arguments, argv: Sequence[str]) -> None:
+    """Refuse a list that is given and empty: the usual one would be taken without a word."""
+    given = {word.partition("=")[0].replace("_", "-") for word in argv}
+    for name, what in {
+        "attacks": "at least one name",
+        **dict.fromkeys(("eps", "eps_l2", "eps_l1", "eps_own"), "at least one radius"),
+    }.items():
+        flag = f"--{name.replace('_', '-')}"
+        if flag in given and not getattr(arguments, name):
+            raise UserError(f"{flag} is empty: expected {what}, or leave {flag} out for the usual ones")
+
+
 def _protocol(arguments: Arguments) -> str:
     """The protocol that is meant, once the flags are known to go together."""
-    if (arguments.run is None) == (arguments.model is None):
+    if arguments.run is not None and arguments.model is not None:
+        raise UserError(f"a run ({arguments.run}) and --model {arguments.model}: give one of them, not both")
+    if arguments.run is None and arguments.model is None:
         raise UserError(f"expected a run folder or --model module:function: {PROG} RUN")
     named = parse_all(arguments.attacks)
     other = [attack.name for attack in named if attack.name not in PRESETS]
@@ -198,8 +213,15 @@ def _all_used(arguments: Arguments, named: Sequence[NamedAttack]) -> None:
             "takes images of another model",
             "name transfer",
         ),
+        (
+            "minimal",
+            any(attack.minimal for attack in named),
+            "looks for the nearest image",
+            "name one such as fab-t or ddn",
+        ),
     ):
-        if (given := getattr(arguments, flag)) and not used:
+        given = getattr(arguments, flag)
+        if given != getattr(Arguments, flag) and not used:
             value = given if isinstance(given, str) else ",".join(f"{radius:g}" for radius in given)
             spelled = f"--{flag.replace('_', '-')}"
             raise UserError(

@@ -257,7 +257,15 @@ def test_images_of_another_model(run, capsys, tmp_path):
         (["--protocol", "aat", "--eps", "0.1"], "--eps: for --protocol sweep, not aat"),
         (["--attacks", "pgd3", "--attack.steps", "3"], "--attack.steps: changes a preset of --protocol aat"),
         (["--protocol", "autoattack", "--attacks", "pgd3"], "runs autoattack, not pgd3"),
-        (["--model", "a:b"], "expected a run folder or --model module:function"),
+        (["--model", "a:b"], "and --model a:b: give one of them, not both"),
+        (["--attacks", ""], "--attacks is empty: expected at least one name, or leave --attacks out"),
+        (["--attacks=,", "--eps", "0.1"], "--attacks is empty: expected at least one name"),
+        (["--eps_l2", "", "--attacks", "pgd3-l2"], "--eps-l2 is empty: expected at least one radius"),
+        (
+            ["--attacks", "pgd3,apgd-ce", "--minimal", "clip"],
+            "--minimal clip: none of the attacks (pgd3, apgd-ce) looks for the nearest image; name one such as fab-t "
+            "or ddn, or leave --minimal out",
+        ),
         (["--attacks", "pgd3", "--dataset", "digits"], "--dataset goes with --model"),
         (["--attacks", "pgd3", "--images", "0"], "--images 0: expected 1 to 359"),
         (["--attacks", "pgd3", "--eot", "0"], "--eot 0"),
@@ -301,6 +309,7 @@ def test_mistakes_about_sweeps(run, capsys, argv, words):
     [
         (["--model", "nowhere:f", "--dataset", "digits", "--out", "o"], "there is no module nowhere here"),
         (["--model", "nowhere:f", "--out", "o"], "name the data set"),
+        ([], "expected a run folder or --model module:function"),
         (["--model", "nowhere:f", "--dataset", "digits"], "say where its numbers go with --out FOLDER"),
         ([*TOY, "--out", "o", "--way", "r"], "--way goes with a run, not with --model"),
     ],
