@@ -78,6 +78,21 @@ def test_what_a_class_fixes_is_described_as_fixed():
     assert (written["pgd20"]["random_start"], written["pgd20"]["steps"]) == ("ball", 20)
 
 
+def test_no_step_is_described_that_was_not_taken():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+
+    def steps(name, **settings):
+        written = parse(name).as_json(parse(name).build(model, 0.1, **settings))
+        return written["step_size"], written["relative_step"]
+
+    assert steps("pgd20") == steps("pgd-l2") == steps("bim") == steps("cw-pgd") == (None, 0.25)
+    assert steps("fgsm") == (None, 1.0)
+    assert steps("pgd20", step_size=0.01) == (0.01, None)
+    assert steps("pgd20", relative_step=0.1) == (None, 0.1)
+    # An AAT preset fixes a length.
+    assert steps("digits-linf") == (0.0125, None)
+
+
 def test_one_name_means_one_thing():
     assert not set(ATTACKS) & set(PRESETS)
     for name in PRESETS:
