@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import time
@@ -77,6 +78,10 @@ class World:
                     f"--nproc-per-node {gpus} at most, or train with --device cpu"
                 )
             torch.cuda.set_device(local_rank)
+        # Torch imports this with the first optimizer, and its functions take the process group that is the default by
+        # then as a default argument. What they hold outlives `destroy_process_group`: gloo's threads go on until the
+        # interpreter ends, and one that then frees a tensor aborts the process (pytorch/pytorch#190489).
+        importlib.import_module("torch.distributed.nn.functional")
         try:
             with _on_this_machine(size):
                 dist.init_process_group(

@@ -94,6 +94,14 @@ def test_running_statistics(heard: list[dict[str, Any]]) -> None:
         }
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads a process's threads from /proc")
+def test_no_thread_outlives_the_group(heard: list[dict[str, Any]]) -> None:
+    for process in heard:
+        before, after = process["threads"]
+        assert not [name for name in after if "gloo" in name], after
+        assert len(before) == len(after)
+
+
 def test_a_process_that_works_for_longer_is_waited_for(heard: list[dict[str, Any]]) -> None:
     assert [process["late"] for process in heard] == ["all came"] * 3
 
