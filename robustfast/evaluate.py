@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,10 +19,14 @@ from robustfast.evaluation.attacks import ATTACKS as PRESETS
 from robustfast.evaluation.attacks import EvaluationAttack, attacks_for
 from robustfast.evaluation.grids import checked_grid, grid, standard_eps
 from robustfast.evaluation.model_digests import code_digest, weights_digest
+from robustfast.evaluation.parts import Request, evaluate_parts
+from robustfast.evaluation.protocols import PROTOCOLS
 from robustfast.evaluation.subject import Subject, model_subject, named_model, run_subject
 from robustfast.evaluation.sweep import sweep
 from robustfast.evaluation.sweep_settings import SweepAttack, SweepSettings
+from robustfast.objectives import OBJECTIVES
 from robustfast.ops.backend import configured_backend
+from robustfast.registry import lookup
 from robustfast.together import together
 from robustfast.training.run_folder import RunFolder
 
@@ -60,10 +64,14 @@ class Arguments:
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Run folder; leave it out with --model."""
-    protocol: Literal["auto", "aat", "sweep", "autoattack"] = "auto"
+    protocol: str = "auto"
     """aat: three ways, detection, the AAT paper's tables. sweep: accuracy against eps under any attacks. autoattack:
-    AutoAttack's standard version at the data set's usual eps. auto is sweep where --model, --eps or another attack than
-    the presets of aat is given, else aat."""
+    AutoAttack's standard version at the data set's usual eps. Others: their paper's tables and figures. auto is sweep
+    where --model, --eps or another attack than the presets of aat is given, else that of the run's objective."""
+    parts: tuple[str, ...] = ()
+    """Parts of a paper's protocol; without them all for which everything is there."""
+    against: tuple[str, ...] = ()
+    """Other runs that stand beside this one in a paper's figures and tables, as PATH or LABEL=PATH."""
     attacks: tuple[str, ...] = ()
     """Presets of the aat protocol, the first one leads the file; or any attacks, as NAME, NAMESTEPS, NAME-NORM
     (pgd20-l2). Without them the data set's own; a sweep takes apgd-ce."""
@@ -129,7 +137,11 @@ def main(argv: Sequence[str]) -> None:
         argv,
         prog=PROG,
         description="Evaluate a run, or any model with --model: a paper's tables, or accuracy curves over eps. "
-        f"Presets of the aat protocol: {', '.join(PRESETS)}. Attacks: {', '.join(ATTACKS)}.",
+        f"Presets of the aat protocol: {', '.join(PRESETS)}. Attacks: {', '.join(ATTACKS)}. "
+        + " ".join(
+            f"Parts of {name}: {'; '.join(f'{part.name} ({part.shows})' for part in parts)}."
+            for name, parts in PROTOCOLS.items()
+        ),
     )
     with World.joined(arguments.device) as world, ExitStack() as stack:
         together(world, lambda: _none_empty(arguments, argv))
@@ -137,6 +149,9 @@ def main(argv: Sequence[str]) -> None:
         together(world, lambda: stack.enter_context(configured_backend(arguments.backend)))
         if protocol == "aat":
             _aat(arguments, world)
+        elif protocol in PROTOCOLS:
+            together(world, lambda: _one_process(protocol, world))
+            _parts(arguments, protocol)
         else:
             _sweep(arguments, protocol, world)
 
@@ -163,9 +178,17 @@ def _protocol(arguments: Arguments) -> str:
     other = [attack.name for attack in named if attack.name not in PRESETS]
     changed = [name for name, value in asdict(arguments.attack).items() if value is not None]
     for_sweeps = [name for name in SWEEP_FLAGS if getattr(arguments, name) != getattr(Arguments, name, None)]
+    own = _own_protocol(arguments)
     chosen = arguments.protocol
     if chosen == "auto":
-        chosen = "sweep" if for_sweeps or other else "aat"
+        rest = [name for name in for_sweeps if own not in PROTOCOLS or name not in PART_FLAGS]
+        chosen = "sweep" if rest or other else own
+    lookup("protocol", dict.fromkeys((*OWN_PROTOCOLS, *PROTOCOLS)), chosen)
+    if chosen not in PROTOCOLS and (arguments.parts or arguments.against):
+        raise UserError(
+            f"--{'parts' if arguments.parts else 'against'}: for a protocol of parts "
+            f"({', '.join(PROTOCOLS)}), not {chosen}"
+        )
     flags = ", ".join(f"--{name.replace('_', '-')}" for name in for_sweeps)
     if chosen == "aat":
         if flags:
@@ -175,9 +198,17 @@ def _protocol(arguments: Arguments) -> str:
                 f"--protocol aat attacks with its presets ({', '.join(PRESETS)}), not with {', '.join(other)}; "
                 f"leave --protocol out for a sweep"
             )
+    elif chosen in PROTOCOLS:
+        named_flags = [*(["attacks"] if arguments.attacks else []), *(["attack"] if changed else [])]
+        wrong = [*(name for name in for_sweeps if name not in PART_FLAGS), *named_flags]
+        if wrong or arguments.run is None:
+            flag = f"--{(wrong or ['model'])[0].replace('_', '-')}"
+            raise UserError(
+                f"{flag}: not with --protocol {chosen}, whose attacks are its paper's; take --protocol sweep"
+            )
     elif changed:
-        fields = ", ".join(f"--attack.{name.replace('_', '-')}" for name in changed)
-        raise UserError(f"{fields}: changes a preset of --protocol aat; in a sweep write pgd20-l2 and --eps")
+        spelled = ", ".join(f"--attack.{name.replace('_', '-')}" for name in changed)
+        raise UserError(f"{spelled}: changes a preset of --protocol aat; in a sweep write pgd20-l2 and --eps")
     else:
         _all_used(arguments, parse_all(_names(arguments, chosen)))
     if arguments.model is None:
@@ -229,6 +260,19 @@ def _all_used(arguments: Arguments, named: Sequence[NamedAttack]) -> None:
             )
 
 
+def _own_protocol(arguments: Arguments) -> str:
+    """That of the run's objective."""
+    if arguments.run is None:
+        return "sweep"
+    return lookup("objective", OBJECTIVES, RunFolder.open(arguments.run).config.method).protocol
+
+
+OWN_PROTOCOLS = ("aat", "sweep", "autoattack")
+"""The protocols that are not made of parts."""
+
+PART_FLAGS = ("source", "seed")
+"""Flags of a sweep that a protocol of parts takes too."""
+
 SWEEP_FLAGS = (
     "eps",
     "eps_l2",
@@ -245,6 +289,24 @@ SWEEP_FLAGS = (
     "seed",
 )
 MODEL_FLAGS = ("model_args", "dataset", "num_classes", "image_size")
+
+
+def _one_process(protocol: str, world: World) -> None:
+    if world.size > 1:
+        raise UserError(
+            f"--protocol {protocol} runs in one process, got {world.size}: start it without torchrun"
+        )
+
+
+def _parts(arguments: Arguments, protocol: str) -> None:
+    assert arguments.run is not None
+    names = [field.name for field in fields(Request)]
+    evaluate_parts(
+        arguments.run,
+        protocol,
+        PROTOCOLS[protocol],
+        Request(**{name: getattr(arguments, name) for name in names}),
+    )
 
 
 def _aat(arguments: Arguments, world: World) -> None:

@@ -19,7 +19,7 @@ from robustfast.signals import Stopped, signal_behind
 from robustfast.together import together
 from robustfast.training.config import TrainConfig
 from robustfast.training.fit import fit, resume
-from robustfast.training.presets import DEFAULT, FAMILIES, METHODS, PRESETS
+from robustfast.training.presets import DEFAULT, PRESETS, SYSTEMS
 from robustfast.training.run_folder import RunFolder
 
 __all__ = ["main"]
@@ -116,10 +116,13 @@ def _resumed(flags: Sequence[str]) -> Path | None:
 
 
 def _description(default: TrainConfig) -> str:
-    endings = ", ".join(f"-{name}" for name in METHODS)
+    presets = "; ".join(
+        f"{', '.join(system.families)}, each followed by one of {', '.join(f'-{name}' for name in system.methods)}"
+        for system in SYSTEMS.values()
+    )
     return (
-        f"Train a model. PRESET is {', '.join(FAMILIES)}, each followed by one of {endings}; "
-        f"without one it is {DEFAULT}. The defaults below are those of {default.preset}."
+        f"Train a model. PRESET is {presets}. Without one it is {DEFAULT}. The defaults below are those of "
+        f"{default.preset}."
     )
 
 

@@ -1,4 +1,4 @@
-"""PGD on several ways of a three-way model at once."""
+"""PGD on several ways of a network at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustfast.attacks.pgd import PGD, AttackReport
+from robustfast.models.network import Network, check_letters
 from robustfast.models.three_way import ENCODERS, ThreeWay
 from robustfast.seeds import derive
 
@@ -20,7 +21,7 @@ _LANES = "rsn"
 
 
 class ThreeWayPGD:
-    """Attack each of several ways of a three-way model through itself (AAT, equations 7, 9 and 10).
+    """Attack each of several ways of a network through itself (AAT, equations 7, 9 and 10).
 
     Way w gets exactly what ``PGD(model.way(w), seed=derive(seed, w), **settings)`` gives, by either of two routes:
 
@@ -28,27 +29,26 @@ class ThreeWayPGD:
     * batched: in each step, each encoder sees the images of all attacks that need it in one call, and one backward
       pass of the summed losses gives every gradient, because each loss depends on its own images only. The same
       arithmetic on larger batches: equal in exact arithmetic, faster on a GPU (up to 1.24x at batch 128), slower on a
-      CPU (0.78-1.0x).
+      CPU (0.78-1.0x). Only for `robustfast.models.ThreeWay`, whose encoders share nothing.
 
     Args:
-        model: `robustfast.models.ThreeWay`.
-        ways: the ways to attack, each once, out of "s", "r" and "n".
-        batched: "auto" (batched on CUDA, separate elsewhere), True or False.
+        model: the network.
+        ways: the ways to attack, each once, out of its `readings`.
+        batched: "auto" (batched on CUDA where it can be, separate elsewhere), True or False.
         settings: keywords of `PGD`.
 
     Attributes:
         report: way -> `AttackReport` of the last call; reading it waits for the device.
 
     Raises:
-        ValueError: unknown ways, a setting that `PGD` refuses, or batched=True with batch_norm="batch", which would
-            mix the statistics of different attacks.
+        ValueError: unknown ways, a setting that `PGD` refuses, or batched=True for another network than `ThreeWay` or
+            with batch_norm="batch", which would mix the statistics of different attacks.
     """
 
     def __init__(
-        self, model: ThreeWay, ways: str = "srn", *, batched: bool | str = "auto", **settings: Any
+        self, model: Network, ways: str = "srn", *, batched: bool | str = "auto", **settings: Any
     ) -> None:
-        if not ways or len(set(ways)) != len(ways) or not set(ways) <= set(_LANES):
-            raise ValueError(f"ways is {ways!r}, expected one or more of 's', 'r', 'n', each once")
+        check_letters("ways", ways, model.readings)
         if batched not in ("auto", True, False):
             raise ValueError(f"batched is {batched!r}, expected 'auto', True or False")
         by_batch = settings.get("batch_norm") == "batch"
@@ -56,15 +56,24 @@ class ThreeWayPGD:
             raise ValueError(
                 "batched=True would mix batch statistics of different attacks; use batched=False"
             )
+        three = isinstance(model, ThreeWay)
+        if batched is True and not three:
+            raise ValueError(
+                f"batched=True is for a ThreeWay network, got {type(model).__name__}; use batched=False"
+            )
         self.model = model
         self.ways = ways
         if batched is True and settings.get("early_stop"):
             raise ValueError("early_stop leaves other samples out of each way's steps; use batched=False")
-        self.batched = False if by_batch or settings.get("early_stop") else batched
+        self.batched = False if by_batch or settings.get("early_stop") or not three else batched
         seed = settings.pop("seed", 0)
         self._seeds = {way: derive(seed, way) for way in ways}
         self._separate = {way: PGD(model.way(way), seed=self._seeds[way], **settings) for way in ways}
-        self._together = _LanePGD(model, [way for way in _LANES if way in ways], **settings)
+        self._together = (
+            _LanePGD(model, [way for way in _LANES if way in ways], **settings)
+            if isinstance(model, ThreeWay)
+            else None
+        )
         self._last: Callable[[], dict[str, AttackReport]] | None = None
 
     def __call__(
@@ -85,9 +94,10 @@ class ThreeWayPGD:
         sizes = {"epoch": epoch, "eps": eps, "step_size": step_size}
         together = isinstance(x, Tensor) and (x.is_cuda if self.batched == "auto" else self.batched)
         if together and len(x):
-            lanes, batch = self._together.lanes, len(x)
+            assert self._together is not None
+            reports, lanes, batch = self._together.reports, self._together.lanes, len(x)
             images = self._together.attack(x, y, index, [self._seeds[way] for way in lanes], **sizes)
-            self._last = lambda: self._together.reports(batch)
+            self._last = lambda: reports(batch)
             found = dict(zip(lanes, images, strict=True))
         else:
             found = {way: attack(x, y, index, **sizes) for way, attack in self._separate.items()}

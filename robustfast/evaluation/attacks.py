@@ -8,7 +8,7 @@ from typing import Any
 
 from robustfast.attacks import AttackConfig, ThreeWayPGD
 from robustfast.errors import UserError
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 from robustfast.registry import lookup
 
 __all__ = ["ATTACKS", "DATASET_ATTACKS", "EvaluationAttack", "attacks_for"]
@@ -43,7 +43,7 @@ class EvaluationAttack:
                 f"itself; give --attack.random-start ball, or one start"
             )
 
-    def build(self, model: ThreeWay, ways: str) -> ThreeWayPGD:
+    def build(self, model: Network, ways: str) -> ThreeWayPGD:
         """The attack on each of `ways` through itself: calling it gives way -> adversarial images."""
         return ThreeWayPGD(model, ways, **self.strength.keywords(), restarts=self.restarts, seed=self.seed)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustfast.attacks import eval_mode
 from robustfast.evaluation.attacks import EvaluationAttack
 from robustfast.evaluation.gradient_maps import gradient_map
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 
 __all__ = ["Examples", "WayExamples", "make_examples", "one_of_each"]
 
@@ -70,7 +70,7 @@ def one_of_each(labels: Tensor, count: int) -> Tensor:
 
 
 def make_examples(
-    model: ThreeWay, ways: str, x: Tensor, y: Tensor, positions: Tensor, attack: EvaluationAttack
+    model: Network, ways: str, x: Tensor, y: Tensor, positions: Tensor, attack: EvaluationAttack
 ) -> Examples:
     """Attack a handful of images through each way and look at the gradients.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 from robustfast.objectives import invert
 from robustfast.seeds import derive
 
@@ -36,7 +36,7 @@ class Inversion:
 
 
 def invert_representations(
-    model: ThreeWay,
+    model: Network,
     encoders: str,
     target: Tensor,
     *,
@@ -61,7 +61,7 @@ def invert_representations(
     noise = torch.rand(target.shape, generator=generator, dtype=target.dtype).to(target.device)
     found = []
     for name in encoders:
-        encoder = {"r": model.encoder_r, "n": model.encoder_n}[name]
+        encoder = model.encoders()[name]
         x, left = noise, steps
         while left:
             now = min(CHUNK, left)

@@ -1,4 +1,4 @@
-"""What a three-way model predicts, on natural images and under attack, way by way."""
+"""What a network predicts, on natural images and under attack, way by way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustfast.attacks import AttackReport, eval_mode
 from robustfast.distributed import World
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 
 __all__ = ["AttackedPredictions", "Predictions", "predict"]
 
@@ -51,7 +51,7 @@ class Predictions:
 
 
 def predict(
-    model: ThreeWay,
+    model: Network,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     attacks: Mapping[str, Attack],
     *,
@@ -62,7 +62,7 @@ def predict(
     """Predict natural and attacked images by every trained way; the model is in eval mode meanwhile.
 
     Args:
-        model: the three-way model.
+        model: the network.
         batches: (x float32 [B, C, H, W] in [0, 1], y int64 [B], index int64 [B]), at least one in all processes.
         attacks: name to an attack on `ways`.
         ways: the ways that were trained; the others are neither attacked nor predicted.
@@ -134,7 +134,7 @@ def _of_all(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _labels(model: ThreeWay, x: Tensor, ways: str) -> dict[str, Tensor]:
+def _labels(model: Network, x: Tensor, ways: str) -> dict[str, Tensor]:
     with torch.no_grad():
         return {way: logits.argmax(dim=1) for way, logits in model.ways(x, ways).items()}
 

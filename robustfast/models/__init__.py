@@ -1,20 +1,27 @@
-"""Backbones (images to features), a registry of them by name, and the three-way model over two of them."""
+"""Backbones (images to features), networks over them that are read in ways, and registries of both by name."""
 
 from robustfast.models.backbone import MODELS, backbone
 from robustfast.models.digits_cnn import DigitsCNN
+from robustfast.models.network import Network, Way
+from robustfast.models.networks import NETWORKS, network
+from robustfast.models.one_way import OneWay
 from robustfast.models.preact_resnet18 import PreActResNet18
 from robustfast.models.small_cnn import SmallCNN
-from robustfast.models.three_way import ThreeWay, Way
+from robustfast.models.three_way import ThreeWay
 from robustfast.models.wide_resnet import WideResNet, wide_resnet
 
 __all__ = [
     "MODELS",
+    "NETWORKS",
     "DigitsCNN",
+    "Network",
+    "OneWay",
     "PreActResNet18",
     "SmallCNN",
     "ThreeWay",
     "Way",
     "WideResNet",
     "backbone",
+    "network",
     "wide_resnet",
 ]

@@ -14,7 +14,7 @@ from robustfast.models.small_cnn import SmallCNN
 from robustfast.models.wide_resnet import wide_resnet
 from robustfast.registry import lookup
 
-__all__ = ["MODELS", "backbone"]
+__all__ = ["MODELS", "backbone", "builder"]
 
 # A backbone maps images [B, in_channels, H, W] to features [B, features] and has the int attribute `features`.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -40,3 +40,41 @@ def backbone(name: str, *, in_channels: int) -> nn.Module:
     if wide:
         return wide_resnet(int(wide[1]), int(wide[2]), in_channels=in_channels)
     return lookup("model", MODELS, name)(in_channels=in_channels)
+
+
+def builder(backbone: str | Callable[[], nn.Module], in_channels: int | None) -> Callable[[], nn.Module]:
+    """What builds one encoder after another, each with weights of its own.
+
+    Args:
+        backbone: a registered name, or a function without arguments that returns a module with the int attribute
+            `features`.
+        in_channels: channels of the images; needed with a name, refused with a function (which knows it already).
+
+    Raises:
+        TypeError: `in_channels` missing or superfluous; from the function returned, a module without `features`.
+    """
+    if isinstance(backbone, str):
+        if in_channels is None:
+            raise TypeError(
+                f"backbone {backbone!r} by name needs in_channels: 1 for grey images, 3 for colour"
+            )
+        return lambda: _named(backbone, in_channels)
+    if in_channels is not None:
+        raise TypeError(
+            f"in_channels={in_channels} goes with a backbone's name; the function {backbone!r} sets it itself"
+        )
+
+    def build() -> nn.Module:
+        module = backbone()
+        if not isinstance(features := getattr(module, "features", None), int):
+            raise TypeError(
+                f"backbone {type(module).__name__} has no int attribute `features` (the width of its output), got "
+                f"{features!r}"
+            )
+        return module
+
+    return build
+
+
+def _named(name: str, in_channels: int) -> nn.Module:
+    return backbone(name, in_channels=in_channels)

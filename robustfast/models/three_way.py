@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -11,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustfast.errors import UserError
-from robustfast.models.backbone import backbone as named_backbone
+from robustfast.models.backbone import builder
+from robustfast.models.network import Network, Way, check_letters
 from robustfast.ops import three_way_head
 
 __all__ = ["ENCODERS", "ThreeWay", "Way"]
@@ -20,7 +20,7 @@ __all__ = ["ENCODERS", "ThreeWay", "Way"]
 ENCODERS = {"s": "rn", "r": "r", "n": "n"}
 
 
-class ThreeWay(nn.Module):
+class ThreeWay(Network):
     """Two encoders and a shared head, read in three ways (AAT, equations 4 and 5).
 
     With z_r = g_r(x) and z_n = g_n(x), each [B, H], and the head f = Linear(2H, H), ReLU, Linear(H, C):
@@ -47,21 +47,18 @@ class ThreeWay(nn.Module):
         TypeError: a backbone without `features`, or `in_channels` missing or superfluous.
     """
 
+    readings = "srn"
+
     def __init__(
         self, backbone: str | Callable[[], nn.Module], *, num_classes: int, in_channels: int | None = None
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise UserError(f"num_classes {num_classes}: expected 2 or more")
-        build = _builder(backbone, in_channels)
+        build = builder(backbone, in_channels)
         self.encoder_r = build()
         self.encoder_n = build()
-        features = getattr(self.encoder_r, "features", None)
-        if not isinstance(features, int):
-            raise TypeError(
-                f"backbone {type(self.encoder_r).__name__} has no int attribute `features` (the width of its output), "
-                f"got {features!r}"
-            )
+        features: int = self.encoder_r.features  # type: ignore[assignment]
         self.head = nn.Sequential(
             nn.Linear(2 * features, features), nn.ReLU(), nn.Linear(features, num_classes)
         )
@@ -69,7 +66,7 @@ class ThreeWay(nn.Module):
     def encode(self, x: Tensor, which: str = "rn") -> dict[str, Tensor]:
         """Representations [B, H] of images `x` by the encoders named, "r", "n" or both; each runs once."""
         encoders = {"r": self.encoder_r, "n": self.encoder_n}
-        _check_letters("encoders", which, encoders)
+        check_letters("encoders", which, "rn")
         return {name: encoders[name](x) for name in which}
 
     def decode(self, z: Mapping[str, Tensor], ways: str = "srn") -> dict[str, Tensor]:
@@ -78,7 +75,7 @@ class ThreeWay(nn.Module):
         Raises:
             ValueError: unknown way, or a way whose representation is not in `z`.
         """
-        _check_letters("ways", ways, ENCODERS)
+        check_letters("ways", ways, self.readings)
         needed = needed_encoders(ways)
         missing = [name for name in needed if name not in z]
         if missing:
@@ -97,57 +94,18 @@ class ThreeWay(nn.Module):
 
     def ways(self, x: Tensor, ways: str = "srn") -> dict[str, Tensor]:
         """Logits [B, C] of each way named in `ways`, in that order; every encoder they need runs once."""
-        _check_letters("ways", ways, ENCODERS)
+        check_letters("ways", ways, self.readings)
         return self.decode(self.encode(x, needed_encoders(ways)), ways)
 
-    def way(self, name: str) -> Way:
-        """One way as a callable, for attacks and evaluation: it runs only the encoders that it looks at."""
-        _check_letters("ways", name, ENCODERS)
-        return Way(self, name)
+    def encoders(self, ways: str | None = None) -> dict[str, nn.Module]:
+        both = {"r": self.encoder_r, "n": self.encoder_n}
+        return {name: both[name] for name in needed_encoders(ways or self.readings)}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The standard way: logits [B, C]."""
-        return self.ways(x, "s")["s"]
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way of a three-way model: images to logits [B, C].
-
-    Attributes:
-        model: the `ThreeWay` it reads; its weights and modes are the model's own.
-        name: "s", "r" or "n".
-    """
-
-    model: ThreeWay
-    name: str
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.model.ways(x, self.name)[self.name]
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters this way depends on: its encoders', then the head's."""
-        encoders = [getattr(self.model, f"encoder_{name}") for name in ENCODERS[self.name]]
-        return list(chain(*(module.parameters() for module in (*encoders, self.model.head))))
+    def way_parameters(self, name: str) -> list[nn.Parameter]:
+        """Its encoders', then the head's."""
+        return list(chain(*(module.parameters() for module in (*self.encoders(name).values(), self.head))))
 
 
 def needed_encoders(ways: str) -> str:
     """The encoders that `ways` look at, "r" before "n"."""
     return "".join(name for name in "rn" if any(name in ENCODERS[way] for way in ways))
-
-
-def _builder(backbone: str | Callable[[], nn.Module], in_channels: int | None) -> Callable[[], nn.Module]:
-    if not isinstance(backbone, str):
-        if in_channels is not None:
-            raise TypeError(
-                f"in_channels={in_channels} goes with a backbone's name; the function {backbone!r} sets it itself"
-            )
-        return backbone
-    if in_channels is None:
-        raise TypeError(f"backbone {backbone!r} by name needs in_channels: 1 for grey images, 3 for colour")
-    return lambda: named_backbone(backbone, in_channels=in_channels)
-
-
-def _check_letters(what: str, letters: str, known: Mapping[str, object]) -> None:
-    if not letters or len(set(letters)) != len(letters) or not set(letters) <= set(known):
-        raise ValueError(f"{what} {letters!r}: expected one or more of {', '.join(known)}, each once")

@@ -55,6 +55,7 @@ class AAT(Objective):
                 )
             object.__setattr__(self, "terms", terms)
 
+    trains = ThreeWay
     main_ways = "srn"
 
     def __init__(

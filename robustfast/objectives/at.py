@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustfast.attacks import PGD, AttackConfig
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 from robustfast.objectives.objective import Objective, Phase
 
 __all__ = ["AT"]
@@ -32,7 +32,7 @@ class AT(Objective):
     main_ways = "r"
 
     def __init__(
-        self, model: ThreeWay, config: Any, attack: AttackConfig, *, seed: int, engine: str = "auto"
+        self, model: Network, config: Any, attack: AttackConfig, *, seed: int, engine: str = "auto"
     ) -> None:
         super().__init__(model, config, attack, seed=seed, engine=engine)
         self.attack = PGD(model.way("r"), seed=seed, engine=engine, **attack.keywords())

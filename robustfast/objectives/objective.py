@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from robustfast.attacks import AttackConfig
 from robustfast.data import Dataset
 from robustfast.distributed import World
-from robustfast.models import ThreeWay
+from robustfast.errors import UserError
+from robustfast.models import Network
 
 __all__ = ["Objective", "Phase"]
 
@@ -32,7 +33,7 @@ class Phase:
 
 
 class Objective:
-    """A training objective over a three-way model.
+    """A training objective over a network.
 
     The engine calls `prepare` once, then for every batch `begin` and `phases`; around each phase it clears
     gradients, scales, runs backward and steps. An objective does none of these, and leaves every module in the
@@ -51,17 +52,29 @@ class Objective:
         model, config, strength, seed, engine: the arguments; `strength` is `attack`.
         world: the processes that train together; whoever builds the run sets it before `prepare`.
         epoch, progress: as `begin` last set them.
+        trains: the class of the networks it can train; `Network` is all that are read in its `main_ways`.
         main_ways: the ways this objective trains; the others keep the weights they were given.
+        protocol: the evaluation of its paper, as ``--protocol`` takes it.
         attack: makes the adversarial images of a batch, called as ``attack(x, y, index, **self.now())``; None
             where the objective attacks nothing.
+
+    Raises:
+        UserError: a network of another kind.
     """
 
     Config: ClassVar[type]
+    trains: ClassVar[type[Network]] = Network
     main_ways: ClassVar[str]
+    protocol: ClassVar[str] = "aat"
 
     def __init__(
-        self, model: ThreeWay, config: Any, attack: AttackConfig, *, seed: int, engine: str = "auto"
+        self, model: Network, config: Any, attack: AttackConfig, *, seed: int, engine: str = "auto"
     ) -> None:
+        if not isinstance(model, self.trains) or not set(self.main_ways) <= set(model.readings):
+            raise UserError(
+                f"{type(self).__name__} trains ways {', '.join(self.main_ways)} of a {self.trains.__name__}, got a "
+                f"{type(model).__name__}: give another --network"
+            )
         self.model = model
         self.config = config
         self.strength = attack

@@ -66,6 +66,7 @@ class PI(Objective):
                     f"and above 0"
                 )
 
+    trains = ThreeWay
     main_ways = "srn"
 
     def prepare(self, dataset: Dataset | ImageFiles) -> None:

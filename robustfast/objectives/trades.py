@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustfast.attacks import PGD, AttackConfig, eval_mode
 from robustfast.errors import UserError
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 from robustfast.objectives.objective import Objective, Phase
 from robustfast.ops import random_start
 from robustfast.seeds import derive
@@ -52,7 +52,7 @@ class TRADES(Objective):
     main_ways = "r"
 
     def __init__(
-        self, model: ThreeWay, config: Any, attack: AttackConfig, *, seed: int, engine: str = "auto"
+        self, model: Network, config: Any, attack: AttackConfig, *, seed: int, engine: str = "auto"
     ) -> None:
         super().__init__(model, config, attack, seed=seed, engine=engine)
         self.attack = PGD(model.way("r"), loss="kl", seed=seed, engine=engine, **attack.keywords())

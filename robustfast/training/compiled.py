@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from robustfast.attacks.compiled import Compiled
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 
 __all__ = ["compile_encoders"]
 
 
-def compile_encoders(model: ThreeWay, *, say: Callable[[str], Any] = print, **options: Any) -> None:
-    """Compile both encoders in place; all else of the model stays as it is.
+def compile_encoders(model: Network, *, say: Callable[[str], Any] = print, **options: Any) -> None:
+    """Compile the encoders in place; all else of the model stays as it is.
 
     The modules, their parameters and the keys of their state stay the same, and a copy of the model is not compiled.
     Each encoder has one graph for training passes and, since an attack freezes the weights, another for attacks, whose
@@ -23,11 +23,11 @@ def compile_encoders(model: ThreeWay, *, say: Callable[[str], Any] = print, **op
     eagerly.
 
     Args:
-        model: whose `encoder_r` and `encoder_n` to compile.
-        say: told in one line, once, why both run eagerly after all.
+        model: whose `encoders()` to compile.
+        say: told in one line, once, why they run eagerly after all.
         options: further keywords of torch.compile.
     """
-    encoders = (model.encoder_r, model.encoder_n)
+    encoders = list(model.encoders().values())
     refused = False
 
     def refuse(reason: str) -> None:

@@ -11,6 +11,7 @@ import tyro
 
 from robustfast.attacks.config import AttackConfig
 from robustfast.errors import UserError
+from robustfast.models import NETWORKS
 from robustfast.objectives import OBJECTIVES
 from robustfast.registry import lookup
 
@@ -36,7 +37,7 @@ class TrainConfig:
     """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, svhn, image_folder, tiny_imagenet, imagenette or
     restricted_imagenet."""
     model: str
-    """Backbone of both encoders: digits_cnn, small_cnn, preact_resnet18, wide_resnet34_10."""
+    """Backbone of the encoders: digits_cnn, small_cnn, preact_resnet18, wide_resnet34_10."""
     objective: Any
     """What the objective itself can be told."""
     attack: AttackConfig
@@ -49,6 +50,9 @@ class TrainConfig:
     """Learning rate: the first of `multistep`, the highest of `onecycle`."""
     weight_decay: float
     """L2 penalty of the weights; `optimizer` says how it acts."""
+    network: str = "three_way"
+    """What is built around the backbone: three_way (two encoders and a shared head), one_way (a linear classifier),
+    unit_norm (the same behind features of unit length)."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: weight decay joins the gradient. adamw: weight decay apart from it."""
     optimizer_impl: Literal["auto", "torch", "apex"] = "auto"
@@ -184,6 +188,7 @@ def _flag(name: str) -> str:
 
 def _check_names(config: TrainConfig) -> None:
     """Every field that takes one of a few names has one: configurations are also made in Python and read from files."""
+    lookup("network", NETWORKS, config.network)
     for field, names in _names().items():
         if (value := getattr(config, field)) not in names:
             raise UserError(f"--{_flag(field)} {value!r}: expected one of {', '.join(names)}")

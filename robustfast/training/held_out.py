@@ -12,7 +12,7 @@ from robustfast.attacks import ThreeWayPGD, eval_mode
 from robustfast.data import Dataset, Feed, feed
 from robustfast.data.image_files import ImageFiles
 from robustfast.distributed import World
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 from robustfast.seeds import derive
 from robustfast.training.config import TrainConfig
 from robustfast.training.precision import Precision
@@ -59,7 +59,7 @@ class HeldOutCheck:
 
     def __init__(
         self,
-        model: ThreeWay,
+        model: Network,
         ways: str,
         dataset: Dataset | ImageFiles,
         config: TrainConfig,

@@ -7,13 +7,13 @@ import torch
 from robustfast.attacks import eval_mode
 from robustfast.data import Dataset
 from robustfast.errors import UserError
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 from robustfast.training.config import TrainConfig
 
 __all__ = ["check_shape"]
 
 
-def check_shape(model: ThreeWay, config: TrainConfig, dataset: Dataset, device: torch.device) -> None:
+def check_shape(model: Network, config: TrainConfig, dataset: Dataset, device: torch.device) -> None:
     """Send one black image through the model.
 
     Raises:

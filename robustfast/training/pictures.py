@@ -6,7 +6,7 @@ from torch import Tensor
 
 from robustfast.attacks import ThreeWayPGD, eval_mode
 from robustfast.data import Dataset, feed
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 from robustfast.seeds import derive
 from robustfast.training.config import TrainConfig
 from robustfast.training.held_out import spread
@@ -32,7 +32,7 @@ class Pictures:
     """
 
     def __init__(
-        self, model: ThreeWay, ways: str, dataset: Dataset, config: TrainConfig, precision: Precision
+        self, model: Network, ways: str, dataset: Dataset, config: TrainConfig, precision: Precision
     ) -> None:
         self.model, self.precision = model, precision
         source = feed(

@@ -20,7 +20,7 @@ import robustfast
 from robustfast.data import Dataset, ImageFiles
 from robustfast.data.fitting import fitting
 from robustfast.errors import UserError
-from robustfast.models import ThreeWay
+from robustfast.models import Network, network
 from robustfast.models.stored_state import fits_the_model
 from robustfast.training import checkpoint, run_lock
 from robustfast.training.config import TrainConfig, from_json, to_json
@@ -187,14 +187,14 @@ class Run:
     Attributes:
         path: the run folder.
         config: the run's configuration.
-        model: the three-way model in eval mode, weights of `checkpoint`.
+        model: the network in eval mode, weights of `checkpoint`.
         epoch: finished epochs behind these weights.
         checkpoint: the file they come from.
     """
 
     path: Path
     config: TrainConfig
-    model: ThreeWay
+    model: Network
     epoch: int
     checkpoint: Path
 
@@ -238,9 +238,10 @@ def load_run(
     return Run(Path(path), folder.config, model.eval(), epoch, file)
 
 
-def build_model(folder: RunFolder) -> ThreeWay:
+def build_model(folder: RunFolder) -> Network:
     """The untrained model of a run, its initial weights drawn from torch's global generator."""
-    return ThreeWay(folder.config.model, num_classes=folder.num_classes, in_channels=folder.channels)
+    config = folder.config
+    return network(config.network, config.model, num_classes=folder.num_classes, in_channels=folder.channels)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -9,7 +9,7 @@ import torch
 
 from robustfast.data import Dataset, feed
 from robustfast.distributed import World
-from robustfast.models import ThreeWay
+from robustfast.models import Network
 from robustfast.models.stored_state import fits_the_model
 from robustfast.models.sync_batch_norm import synchronise
 from robustfast.objectives import OBJECTIVES
@@ -96,7 +96,7 @@ class RunState:
         self._last_is_whole = True  # else last.pt must not take the place of previous.pt, the only good one
 
     @property
-    def judged(self) -> ThreeWay:
+    def judged(self) -> Network:
         return self.model if self.average is None else self.average.model
 
     @property

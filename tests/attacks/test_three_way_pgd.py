@@ -199,7 +199,7 @@ def test_batch_statistics_are_never_mixed(model: ThreeWay, images: Batch) -> Non
 
 @pytest.mark.parametrize("ways", ["", "ss", "x", "srnx"])
 def test_wrong_ways(model: ThreeWay, ways: str) -> None:
-    with pytest.raises(ValueError, match="expected one or more of 's', 'r', 'n', each once"):
+    with pytest.raises(ValueError, match="expected one or more of s, r, n, each once"):
         ThreeWayPGD(model, ways)
 
 

@@ -28,7 +28,7 @@ from robustfast.training.averaging import Average
 from robustfast.training.engine import Engine
 from robustfast.training.fit import fit, resume
 from robustfast.training.held_out import HeldOutCheck
-from robustfast.training.presets import METHODS
+from robustfast.training.presets import SYSTEMS
 from robustfast.training.run_folder import RunFolder, load_run
 
 
@@ -56,7 +56,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Engine, "step", limited)
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "pi"])
+@pytest.mark.parametrize("method", [method for method in SYSTEMS["aat"].methods if method != "pi"])
 def test_every_objective_leaves_a_whole_run(method: str, tmp_path: Path) -> None:
     run = fit(tiny(f"digits-{method}", out=tmp_path / "run", tensorboard=True))
     lines = metrics(run)

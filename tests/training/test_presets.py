@@ -6,7 +6,9 @@ import pytest
 
 from robustfast.models import MODELS
 from robustfast.objectives import OBJECTIVES
-from robustfast.training.presets import DEFAULT, METHODS, PRESETS
+from robustfast.training.presets import DEFAULT, PRESETS, SYSTEMS
+
+METHODS = tuple(SYSTEMS["aat"].methods)
 
 
 def test_names() -> None:
@@ -14,6 +16,7 @@ def test_names() -> None:
     assert set(PRESETS) >= {f"{family}-{method}" for family in families for method in METHODS}
     assert DEFAULT == "digits-aatpp"
     assert all(name == config.preset for name, config in PRESETS.items())
+    assert len(PRESETS) == sum(len(system.presets()) for system in SYSTEMS.values())  # no name stands for two
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,36 @@
+"""Networks by name: what an objective trains, around the backbone that a run names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from robustfast.models.network import Network
+from robustfast.models.one_way import OneWay
+from robustfast.models.three_way import ThreeWay
+from robustfast.registry import lookup
+
+__all__ = ["NETWORKS", "network"]
+
+# Called as (backbone, num_classes=..., in_channels=...).
+NETWORKS: dict[str, Callable[..., Network]] = {
+    "three_way": ThreeWay,
+    "one_way": OneWay,
+    "unit_norm": partial(OneWay, unit_norm=True),
+}
+"""Networks by name."""
+
+
+def network(name: str, backbone: str, *, num_classes: int, in_channels: int) -> Network:
+    """Build a network with fresh weights, drawn from torch's global generator.
+
+    Args:
+        name: a key of `NETWORKS`.
+        backbone: as for `robustfast.models.backbone`.
+        num_classes: C, 2 or more.
+        in_channels: channels of the images.
+
+    Raises:
+        UserError: an unknown name, or `num_classes` below 2.
+    """
+    return lookup("network", NETWORKS, name)(backbone, num_classes=num_classes, in_channels=in_channels)
