@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from robustfast.evaluation import rfd
 from robustfast.evaluation.parts import Part
 
 __all__ = ["PROTOCOLS"]
 
-PROTOCOLS: dict[str, Sequence[Part]] = {}
+PROTOCOLS: dict[str, Sequence[Part]] = {
+    "rfd": rfd.PARTS,
+}
 """Protocol to its parts. (`aat`, `sweep` and `autoattack` are not made of parts: `robustfast.evaluate` knows them.)"""
