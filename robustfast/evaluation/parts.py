@@ -198,6 +198,7 @@ class Part:
         make: computes it.
         needs: fields of `Request` that it cannot do without: "source", "against".
         unfit: why a run has no such part (it trained no discriminator), None where it has.
+        takes: fields that it uses where they are given, and does without where they are not.
     """
 
     name: str
@@ -205,6 +206,7 @@ class Part:
     make: Callable[[PartContext], PartResult]
     needs: tuple[str, ...] = ()
     unfit: Callable[[Run], str | None] = lambda run: None
+    takes: tuple[str, ...] = ()
 
     def obstacle(self, run: Run, request: Request) -> str | None:
         """Why the part cannot be made; None where it can."""
@@ -336,9 +338,9 @@ def _key(part: Part, context: PartContext, weights: str) -> str:
     """What a part is made with: when it changes, the part is made again."""
     request = context.request
     used = {}
-    if "source" in part.needs:
+    if request.source and "source" in part.needs + part.takes:
         used["source"] = weights_digest(context.source())
-    if "against" in part.needs:
+    if request.against and "against" in part.needs + part.takes:
         used["against"] = [(label, weights_digest(run.model)) for label, run in context.others().items()]
     return fingerprint(
         part=part.name,

@@ -66,6 +66,7 @@ class Recorded:
             Part("clean", "accuracy on natural images", self.clean),
             Part("again", "twice the first", self.again),
             Part("lent", "another model's accuracy", self.lent, needs=("source",)),
+            Part("beside", "how many stand beside it", self.beside, takes=("against",)),
             Part("never", "what this run has not", self.clean, unfit=lambda run: "the run trained none"),
         )
 
@@ -89,6 +90,10 @@ class Recorded:
         x = next(context.batches())[0]
         return PartResult({"same": bool((context.source()(x) == context.run.model(x)).all())})
 
+    def beside(self, context: PartContext) -> PartResult:
+        self.made.append("beside")
+        return PartResult({"labels": list(context.others())})
+
     def __call__(self, **fields: Any) -> tuple[dict[str, Any], str]:
         console = Console(file=io.StringIO(), width=200)
         document = evaluate_parts(
@@ -104,7 +109,7 @@ def recorded(run: Path) -> Recorded:
 
 def test_parts_are_made_in_order_and_kept(recorded: Recorded, run: Path) -> None:
     document, printed = recorded()
-    assert recorded.made == ["clean", "again"]
+    assert recorded.made == ["clean", "again", "beside"]
     assert "lent: left out, needs --source: name a run there" in printed
     assert "never: left out, the run trained none" in printed
     assert "clean accuracy" in printed
@@ -116,7 +121,7 @@ def test_parts_are_made_in_order_and_kept(recorded: Recorded, run: Path) -> None
     assert part_numbers(run, "toy", "clean") == parts["clean"]["numbers"]
     assert part_numbers(run, "toy", "lent") is None
     again, printed = recorded()
-    assert recorded.made == ["clean", "again"]
+    assert recorded.made == ["clean", "again", "beside"]
     assert "clean: kept (accuracy on natural images)" in printed
     assert again == document
 
@@ -163,6 +168,19 @@ def test_a_part_follows_the_model_that_it_needs(recorded: Recorded, run: Path) -
         recorded(images=360)
 
 
+def test_a_part_follows_the_models_that_it_takes_where_they_are_given(recorded: Recorded, run: Path) -> None:
+    document, _ = recorded(parts=("beside",))
+    assert document["parts"]["beside"]["numbers"] == {"labels": []}
+    for _ in range(2):
+        document, _ = recorded(parts=("beside",), against=(f"at={run}",))
+        assert document["parts"]["beside"]["numbers"] == {"labels": ["at"]}
+    assert recorded.made == ["beside"] * 2
+    # A part that takes none is not made again for their sake.
+    recorded(parts=("clean",))
+    recorded(parts=("clean",), against=(f"at={run}",), source=str(run))
+    assert recorded.made == ["beside"] * 2 + ["clean"]
+
+
 def test_an_interruption_keeps_what_is_finished(recorded: Recorded, run: Path) -> None:
     recorded.stop = True
     with pytest.raises(Stopped, match="the same command goes on from there"):
@@ -170,10 +188,10 @@ def test_an_interruption_keeps_what_is_finished(recorded: Recorded, run: Path) -
     assert recorded.made == ["clean"]
     recorded.stop = False
     recorded()
-    assert recorded.made == ["clean", "again"]
+    assert recorded.made == ["clean", "again", "beside"]
     document_path(run, "toy").write_text('{"parts": {"clean": {"key"')
     recorded()  # a damaged file holds nothing
-    assert recorded.made == ["clean", "again"] * 2
+    assert recorded.made == ["clean", "again", "beside"] * 2
 
 
 def test_the_command(
