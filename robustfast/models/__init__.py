@@ -2,10 +2,13 @@
 
 from robustfast.models.backbone import MODELS, backbone
 from robustfast.models.digits_cnn import DigitsCNN
+from robustfast.models.narrow_resnet import NarrowResNet
 from robustfast.models.network import Network, Way
 from robustfast.models.networks import NETWORKS, network
 from robustfast.models.one_way import OneWay
 from robustfast.models.preact_resnet18 import PreActResNet18
+from robustfast.models.projection_discriminator import ProjectionDiscriminator
+from robustfast.models.resnet18 import ResNet18
 from robustfast.models.small_cnn import SmallCNN
 from robustfast.models.three_way import ThreeWay
 from robustfast.models.wide_resnet import WideResNet, wide_resnet
@@ -14,9 +17,12 @@ __all__ = [
     "MODELS",
     "NETWORKS",
     "DigitsCNN",
+    "NarrowResNet",
     "Network",
     "OneWay",
     "PreActResNet18",
+    "ProjectionDiscriminator",
+    "ResNet18",
     "SmallCNN",
     "ThreeWay",
     "Way",

@@ -9,7 +9,9 @@ from functools import partial
 from torch import nn
 
 from robustfast.models.digits_cnn import DigitsCNN
+from robustfast.models.narrow_resnet import NarrowResNet
 from robustfast.models.preact_resnet18 import PreActResNet18
+from robustfast.models.resnet18 import ResNet18
 from robustfast.models.small_cnn import SmallCNN
 from robustfast.models.wide_resnet import wide_resnet
 from robustfast.registry import lookup
@@ -21,6 +23,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_cnn": DigitsCNN,
     "small_cnn": SmallCNN,
     "preact_resnet18": PreActResNet18,
+    "resnet18": ResNet18,
+    "narrow_resnet": NarrowResNet,
     "wide_resnet28_10": partial(wide_resnet, 28, 10),
     "wide_resnet34_10": partial(wide_resnet, 34, 10),
 }
