@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustfast.evaluation import rfd
+from robustfast.evaluation import afd, rfd
 from robustfast.evaluation.parts import Part
 
 __all__ = ["PROTOCOLS"]
 
 PROTOCOLS: dict[str, Sequence[Part]] = {
+    "afd": afd.PARTS,
     "rfd": rfd.PARTS,
 }
 """Protocol to its parts. (`aat`, `sweep` and `autoattack` are not made of parts: `robustfast.evaluate` knows them.)"""
