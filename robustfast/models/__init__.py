@@ -3,10 +3,13 @@
 from robustfast.models.backbone import MODELS, backbone
 from robustfast.models.digits_cnn import DigitsCNN
 from robustfast.models.narrow_resnet import NarrowResNet
+from robustfast.models.disentangled import Disentangled
+from robustfast.models.domain_discriminator import DomainDiscriminator
 from robustfast.models.network import Network, Way
 from robustfast.models.networks import NETWORKS, network
 from robustfast.models.one_way import OneWay
 from robustfast.models.preact_resnet18 import PreActResNet18
+from robustfast.models.reconstruction import Reconstruction
 from robustfast.models.projection_discriminator import ProjectionDiscriminator
 from robustfast.models.resnet18 import ResNet18
 from robustfast.models.small_cnn import SmallCNN
@@ -17,10 +20,13 @@ __all__ = [
     "MODELS",
     "NETWORKS",
     "DigitsCNN",
+    "Disentangled",
+    "DomainDiscriminator",
     "NarrowResNet",
     "Network",
     "OneWay",
     "PreActResNet18",
+    "Reconstruction",
     "ProjectionDiscriminator",
     "ResNet18",
     "SmallCNN",

@@ -13,6 +13,7 @@ from robustfast.models.narrow_resnet import NarrowResNet
 from robustfast.models.preact_resnet18 import PreActResNet18
 from robustfast.models.resnet18 import ResNet18
 from robustfast.models.small_cnn import SmallCNN
+from robustfast.models.timm_backbone import TIMM, TimmBackbone
 from robustfast.models.wide_resnet import wide_resnet
 from robustfast.registry import lookup
 
@@ -27,6 +28,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "narrow_resnet": NarrowResNet,
     "wide_resnet28_10": partial(wide_resnet, 28, 10),
     "wide_resnet34_10": partial(wide_resnet, 34, 10),
+    **{name: partial(TimmBackbone, name) for name in TIMM},
 }
 
 

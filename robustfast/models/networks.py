@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from robustfast.models.disentangled import Disentangled
 from robustfast.models.network import Network
 from robustfast.models.one_way import OneWay
 from robustfast.models.three_way import ThreeWay
@@ -17,6 +18,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "three_way": ThreeWay,
     "one_way": OneWay,
     "unit_norm": partial(OneWay, unit_norm=True),
+    "disentangled": Disentangled,
 }
 """Networks by name."""
 
