@@ -2,15 +2,15 @@
 
 from robustfast.models.backbone import MODELS, backbone
 from robustfast.models.digits_cnn import DigitsCNN
-from robustfast.models.narrow_resnet import NarrowResNet
 from robustfast.models.disentangled import Disentangled
 from robustfast.models.domain_discriminator import DomainDiscriminator
+from robustfast.models.narrow_resnet import NarrowResNet
 from robustfast.models.network import Network, Way
 from robustfast.models.networks import NETWORKS, network
 from robustfast.models.one_way import OneWay
 from robustfast.models.preact_resnet18 import PreActResNet18
-from robustfast.models.reconstruction import Reconstruction
 from robustfast.models.projection_discriminator import ProjectionDiscriminator
+from robustfast.models.reconstruction import Reconstruction
 from robustfast.models.resnet18 import ResNet18
 from robustfast.models.small_cnn import SmallCNN
 from robustfast.models.three_way import ThreeWay
@@ -26,8 +26,8 @@ __all__ = [
     "Network",
     "OneWay",
     "PreActResNet18",
-    "Reconstruction",
     "ProjectionDiscriminator",
+    "Reconstruction",
     "ResNet18",
     "SmallCNN",
     "ThreeWay",
