@@ -1,14 +1,34 @@
-"""Training objectives: each a generator of phases over a three-way model, by name."""
+"""Training objectives: each a generator of phases over a network, by name."""
 
 from robustfast.objectives.aat import AAT, AATPP
+from robustfast.objectives.afd import AFDDCGAN, AFDWGAN
+from robustfast.objectives.alp import ALP
 from robustfast.objectives.at import AT
 from robustfast.objectives.inversion import invert
+from robustfast.objectives.mart import MART
+from robustfast.objectives.match import Match
 from robustfast.objectives.objective import Objective, Phase
 from robustfast.objectives.pi import PI
 from robustfast.objectives.st import ST
 from robustfast.objectives.trades import TRADES
 
-__all__ = ["AAT", "AATPP", "AT", "OBJECTIVES", "PI", "ST", "TRADES", "Objective", "Phase", "invert"]
+__all__ = [
+    "AAT",
+    "AATPP",
+    "AFDDCGAN",
+    "AFDWGAN",
+    "ALP",
+    "AT",
+    "MART",
+    "OBJECTIVES",
+    "PI",
+    "ST",
+    "TRADES",
+    "Match",
+    "Objective",
+    "Phase",
+    "invert",
+]
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "st": ST,
@@ -17,5 +37,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "aat": AAT,
     "aatpp": AATPP,
     "pi": PI,
+    "mart": MART,
+    "alp": ALP,
+    "match": Match,
+    "afd_dcgan": AFDDCGAN,
+    "afd_wgan": AFDWGAN,
 }
 """Objectives by name."""

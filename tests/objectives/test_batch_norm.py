@@ -25,6 +25,8 @@ SEEN = [
     ("at", {}, {"r": ["adv", "x"], "n": []}),
     ("at", {"half": False}, {"r": ["adv"], "n": []}),
     ("trades", {}, {"r": ["x", "adv"], "n": []}),
+    ("mart", {}, {"r": ["x", "adv"], "n": []}),
+    ("alp", {}, {"r": ["x", "adv"], "n": []}),
     ("aat", {"terms": ("st",)}, {"r": ["x"], "n": ["x"]}),
     ("aat", {}, {"r": ["x", "s"], "n": ["x", "s"]}),
     ("aat", {"terms": ("st", "ar")}, {"r": ["x", "r"], "n": ["x"]}),
@@ -56,7 +58,7 @@ def test_running_statistics_see_exactly_the_separate_passes(name, fields, seen, 
         assert torch.equal(value, expected[label]), label
 
 
-@pytest.mark.parametrize("name", ["at", "trades", "aatpp"])
+@pytest.mark.parametrize("name", ["at", "trades", "mart", "alp", "aatpp"])
 def test_attack_and_labels_leave_the_buffers_bit_identical(name, digits_model, batch):
     objective = build(name, digits_model)
     before = buffers(digits_model)

@@ -10,7 +10,8 @@ from robustfast.training.presets.system import Method, System
 __all__ = ["SYSTEM"]
 
 # AAT, tables 4a and 5, with what the text leaves open (batch size, augmentation, start of the attack) from YOPO, which
-# it cites for all of it. TRADES is not in that paper: it runs in the same setting as the rest, so that rows compare.
+# it cites for all of it. TRADES, MART and ALP are not in that paper: they run in the same setting as the rest, so that
+# rows compare.
 _CIFAR10: dict[str, Any] = {
     "dataset": "cifar10",
     "epochs": 105,
@@ -57,6 +58,8 @@ _METHODS = {
     "st": Method("st", fields={"validate_every": 20}),
     "at": Method("at"),
     "trades": Method("trades"),
+    "mart": Method("mart"),
+    "alp": Method("alp"),
     "aat": Method("aat"),
     "aatpp": Method("aatpp"),
     "pi": Method("pi"),
