@@ -31,7 +31,8 @@ class RunningUpdate:
                     "a batch norm with momentum=None (a plain average over all batches): expected a number, as 0.1, "
                     "for its running statistics to be recorded"
                 )
-            self._buffers += [norm.running_mean, norm.running_var]  # type: ignore[list-item]
+            # As torch's own update, unseen by autograd: a pass before it can still be differentiated after it.
+            self._buffers += [norm.running_mean.data, norm.running_var.data]  # type: ignore[union-attr]
             self._kept += [1 - norm.momentum] * 2
             if norm.num_batches_tracked is not None:
                 self._counters.append(norm.num_batches_tracked)
