@@ -112,6 +112,11 @@ class PartContext:
         return min(self.request.images or len(self.split), len(self.split))
 
     @property
+    def whole(self) -> bool:
+        """Whether these are the numbers that a paper reports: of all test images, by the last checkpoint."""
+        return self.images == len(self.split) and self.request.checkpoint == "last"
+
+    @property
     def batch_size(self) -> int:
         return self.request.batch_size or min(self.run.config.batch_size, BATCH)
 
@@ -239,7 +244,7 @@ def evaluate_parts(
         raise UserError(
             f"--images {request.images}: expected 1 to {len(context.split)}, the test images of {run.config.dataset}"
         )
-    file = document_path(path, protocol, whole=_whole(context))
+    file = document_path(path, protocol, whole=context.whole)
     document = _header(context) | {"parts": _stored(file)}
     weights = weights_digest(run.model)
     with cpu_threads(run.config.threads):
@@ -297,10 +302,6 @@ def _chosen(parts: Sequence[Part], run: Run, request: Request, console: Console)
         else:
             console.print(f"{part.name}: left out, {reason}", markup=False, soft_wrap=True)
     return chosen
-
-
-def _whole(context: PartContext) -> bool:
-    return context.images == len(context.split) and context.request.checkpoint == "last"
 
 
 def _test(run: Run, request: Request) -> Dataset | ImageFiles:

@@ -24,7 +24,7 @@ from robustfast.training.fit import data_folder
 from robustfast.training.held_out import spread
 from robustfast.training.run_folder import RunFolder, load_run, resolve_device
 
-__all__ = ["Subject", "imported_model", "model_subject", "named_model", "run_subject"]
+__all__ = ["Subject", "imported_model", "main_way", "model_subject", "named_model", "run_subject"]
 
 BATCH = 256
 """The largest batch that is taken unasked: that of a run on many GPUs need not fit on one of them."""
@@ -89,7 +89,7 @@ def run_subject(
     run = load_run(path, which=checkpoint, device=device)
     config = run.config
     ways = lookup("objective", OBJECTIVES, config.method).main_ways
-    chosen = way or _main_way(config.method)
+    chosen = way or main_way(config.method)
     if chosen not in ways:
         raise UserError(f"--way {chosen}: {path} trained {', '.join(ways)} alone ({config.method})")
     found = load(config.dataset, "test", data_dir or data_folder(config), image_size=config.image_size)
@@ -213,13 +213,13 @@ def named_model(spec: str, device: torch.device) -> Model:
     """
     if Path(spec).is_dir():
         run = load_run(Path(spec), device=device)
-        return run.model.way(_main_way(run.config.method))
+        return run.model.way(main_way(run.config.method))
     model = imported_model(spec)
     return model.to(device).eval() if isinstance(model, nn.Module) else model
 
 
-def _main_way(method: str) -> str:
-    """The robust way where it is trained, else the first: as best.pt goes by."""
+def main_way(method: str) -> str:
+    """The way of a method that is attacked: the robust one where it is trained, else the first, as best.pt goes by."""
     ways = lookup("objective", OBJECTIVES, method).main_ways
     return "r" if "r" in ways else ways[0]
 
