@@ -30,7 +30,7 @@ from robustfast.evaluation.sweep_settings import SweepAttack, SweepSettings
 from robustfast.ops.backend import active_backend
 from robustfast.seeds import derive
 
-__all__ = ["BatchWork"]
+__all__ = ["BatchWork", "pulled"]
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,9 @@ class BatchWork:
                 won = (self._logits(x_adv).argmax(1) != given["y"])[: left.count]
                 if cell.eps is None and self.settings.minimal == "clip":
                     for eps in attack.eps[1:]:
-                        pulled = _pulled(x_adv, given["x"], attack.named.norm, eps)
+                        nearer = pulled(x_adv, given["x"], attack.named.norm, eps)
                         hit = lost.clone()
-                        hit[rows] = (self._logits(pulled).argmax(1) != given["y"])[: left.count]
+                        hit[rows] = (self._logits(nearer).argmax(1) != given["y"])[: left.count]
                         clipped.append(hit.int().tolist())
             record["gradients"] = _gradients(built, won)
             if (by := getattr(built, "fooled_by", None)) is not None:
@@ -293,7 +293,7 @@ def _distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
     return torch.linalg.vector_norm((x_adv.double() - x.double()).flatten(1), order, dim=1)
 
 
-def _pulled(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
+def pulled(x_adv: Tensor, x: Tensor, norm: str, eps: float) -> Tensor:
     """What an attack found, brought into the ball: under linf entry by entry, else shortened."""
     delta = x_adv - x
     if norm == "linf":
