@@ -1,6 +1,6 @@
-"""Make a table of the paper: ``python -m robustfast.reproduce aat-table2 --scale smoke|small|paper``.
+"""Make a paper's table or figure: ``python -m robustfast.reproduce aat-table2 --scale smoke|small|paper``.
 
-Trains the rows that are missing, evaluates them, and prints ours beside the paper's. Interrupted at any moment, the
+Trains the runs that are missing, evaluates them, and prints ours beside the paper's. Interrupted at any moment, the
 same command goes on where it stopped: finished rows are kept, a half-trained one is resumed.
 """
 
@@ -18,30 +18,18 @@ from rich.table import Table
 
 from robustfast.command_line import main_wrapper, parse
 from robustfast.data import load
-from robustfast.evaluation.aat import FILE, evaluate_run
-from robustfast.evaluation.comparison import Comparison, compare, method_label
 from robustfast.evaluation.cost import passes_left, seconds_per_pass
-from robustfast.evaluation.paper import TABLES
+from robustfast.evaluation.papers import ITEMS, PAPERS
 from robustfast.evaluation.reduced_data import reduced_data
-from robustfast.evaluation.reproduction import (
-    FAMILIES,
-    SCALES,
-    Plan,
-    PlannedRun,
-    evaluated,
-    finished_epochs,
-    plan,
-    rows,
-)
+from robustfast.evaluation.reproducible import SCALES, Plan, PlannedRun, Result
+from robustfast.evaluation.reproduction import finished_epochs, plan
 from robustfast.evaluation.tables import comparison_markdown, comparison_table
 from robustfast.ops.backend import configured_backend
 from robustfast.registry import lookup
 from robustfast.signals import Stopped, signal_behind
 from robustfast.training.checkpoint import write_durably
 from robustfast.training.fit import data_folder, fit, resume
-from robustfast.training.presets import PRESETS
 from robustfast.training.run_folder import resolve_device
-from robustfast.visualization import ablation_bars
 
 __all__ = ["main"]
 
@@ -53,7 +41,7 @@ class Arguments:
     """What the command line can say."""
 
     table: Annotated[str, tyro.conf.Positional]
-    """Table of the paper: aat-table1, 2, 3, 4b, 6, 7 or 8, or aat-ablation (figure 2b)."""
+    """Name of a table or figure; they are listed above."""
     scale: Literal["smoke", "small", "paper"] = "smoke"
     """smoke: minutes, shows that it runs; small: a tenth of the epochs; paper: everything."""
     out: Path = Path("runs") / "reproduce"
@@ -79,7 +67,11 @@ def main(argv: Sequence[str]) -> None:
         UserError: a mistake in the arguments, missing data, or a folder with something else in it.
     """
     arguments = parse(
-        Arguments, argv, prog=PROG, description="Make a table of the paper and put ours beside it."
+        Arguments,
+        argv,
+        prog=PROG,
+        description="Make a paper's table or figure and put ours beside the printed numbers. "
+        + " ".join(f"{paper.title}: {', '.join(paper.items)}." for paper in PAPERS.values()),
     )
     with configured_backend("auto"):
         _reproduce(arguments, Console(highlight=False))
@@ -91,22 +83,24 @@ def _reproduce(arguments: Arguments, console: Console) -> None:
     if arguments.dry_run:
         return
     try:
-        found = {run.method: done.get(run.method) or _make(run, made, console) for run in made.runs}
+        found = _make_all(made, done, console)
     except KeyboardInterrupt as stop:
         raise Stopped(signal_behind(stop), "the same command goes on from here") from None
-    _report(made, rows(made.table, found), arguments.out / made.scale.name, console)
+    folder = arguments.out / made.scale.name
+    _report(made, found, made.item.result(made, found, folder), folder, console)
 
 
 def _plan(arguments: Arguments) -> Plan:
     """The runs, on the data they will see."""
-    family = lookup("table", FAMILIES, arguments.table)
+    item = lookup("table", ITEMS, arguments.table)
     resolve_device(arguments.device)
-    preset = PRESETS[f"{family}-aatpp"]
     folder = arguments.out / arguments.scale
-    data = data_folder(replace(preset, data_dir=arguments.data_dir))
-    if smoke := SCALES[arguments.scale].smoke:
-        train, test = smoke[preset.model]
-        data = reduced_data(preset.dataset, data, folder / "data" / family, train=train, test=test)
+    _, first = next(iter(item.configs(folder).values()))
+    data = data_folder(replace(first, data_dir=arguments.data_dir))
+    scale = SCALES[arguments.scale]
+    if scale.smoke:
+        train, test = scale.kept(first.model)
+        data = reduced_data(first.dataset, data, folder / "data" / item.data, train=train, test=test)
     return plan(
         arguments.table,
         arguments.scale,
@@ -119,10 +113,12 @@ def _plan(arguments: Arguments) -> Plan:
     )
 
 
-def _announce(made: Plan, console: Console) -> dict[str, dict[str, Any]]:
+def _announce(made: Plan, console: Console) -> dict[str, Mapping[str, Any]]:
     """Say what will run and how long it takes here; return the evaluations that are there already."""
     epochs = {run.method: finished_epochs(run) for run in made.runs}
-    documents = {run.method: evaluated(run, made) for run in made.runs if epochs[run.method] is not None}
+    documents = {
+        run.method: made.evaluation.finished(run, made) for run in made.runs if epochs[run.method] is not None
+    }
     finished = {method: document for method, document in documents.items() if document is not None}
     missing = [run for run in made.runs if run.method not in finished]
     seconds, basis = _estimate(made, missing, epochs) if missing else ({}, "")
@@ -134,7 +130,7 @@ def _announce(made: Plan, console: Console) -> dict[str, dict[str, Any]]:
         left = seconds.get(run.method)
         state = _state(run, epochs[run.method], run.method in finished)
         table.add_row(
-            method_label(run.method), str(run.path), state, "-" if left is None else _duration(left)
+            made.item.label(run.method), str(run.path), state, "-" if left is None else _duration(left)
         )
     console.print(table)
     console.print(made.note, soft_wrap=True)
@@ -162,10 +158,10 @@ def _estimate(
         * passes_left(
             run.config,
             run.ways,
-            made.attacks,
+            made.evaluation.passes(run, made),
             epochs=epochs[run.method] or 0,
             train=len(train),
-            test=made.scale.test_images or test,
+            test=made.images or test,
         )
         for run in missing
     }
@@ -183,58 +179,63 @@ def _state(run: PlannedRun, epochs: int | None, is_evaluated: bool) -> str:
     return f"continues after epoch {epochs} of {run.config.epochs}"
 
 
-def _make(run: PlannedRun, made: Plan, console: Console) -> dict[str, Any]:
-    """Train a run to its end, from wherever it is, and evaluate it."""
+def _make_all(
+    made: Plan, done: Mapping[str, Mapping[str, Any]], console: Console
+) -> dict[str, Mapping[str, Any]]:
+    """The evaluations by row: what is missing is trained, from wherever it is, and evaluated."""
+    found: dict[str, Mapping[str, Any]] = {}
+    missing = [run for run in made.runs if run.method not in done]
+    if made.evaluation.waits:
+        for run in missing:
+            _train(run, made, console)
+        # What was trained just now may be what others were evaluated with: they keep of it what still fits.
+        missing = list(made.runs) if missing else []
+    for run in made.runs:
+        if run not in missing:
+            found[run.method] = done[run.method]
+            continue
+        if not made.evaluation.waits:
+            _train(run, made, console)
+        found[run.method] = made.evaluation.make(run, made, console)
+    return found
+
+
+def _train(run: PlannedRun, made: Plan, console: Console) -> None:
+    """Train a run to its end, from wherever it is."""
     began = time.perf_counter()
-    console.print(f"\n{method_label(run.method)}: {run.path}", style="bold")
+    console.print(f"\n{made.item.label(run.method)}: {run.path}", style="bold")
     if finished_epochs(run) is None:
         fit(run.config)
     else:
         resume(run.path, run.config)
-    document = evaluate_run(
-        run.path,
-        made.attacks,
-        images=made.scale.test_images,
-        device=run.config.device,
-        data_dir=run.config.data_dir,
-        console=console,
-        file=FILE,
-    )
-    console.print(f"{method_label(run.method)}: done in {_duration(time.perf_counter() - began)}")
-    return document
+    console.print(f"{made.item.label(run.method)}: trained in {_duration(time.perf_counter() - began)}")
 
 
-def _report(made: Plan, found: Mapping[str, Mapping[str, Any]], folder: Path, console: Console) -> None:
-    comparison = compare(TABLES[made.table], found)
+def _report(
+    made: Plan, found: Mapping[str, Mapping[str, Any]], result: Result, folder: Path, console: Console
+) -> None:
     values = {
         "table": made.table,
+        "title": made.item.title,
         "scale": made.scale.name,
         "comparable": made.scale.comparable,
         "note": made.note,
-        "attacks": [attack.as_json() for attack in made.attacks],
+        **made.evaluation.as_json(),
         "images": {method: document["images"] for method, document in found.items() if "images" in document},
         "runs": {run.method: str(run.path) for run in made.runs},
-        **comparison.as_json(),
+        **result.values,
     }
-    written = [folder / f"{made.table}.json", folder / f"{made.table}.md"]
+    written = [folder / f"{made.table}.json"]
+    if result.comparison is not None:
+        values |= result.comparison.as_json()
+        written.append(folder / f"{made.table}.md")
+        _write(written[1], comparison_markdown(result.comparison, made.note))
     _write(written[0], json.dumps(values, indent=2, allow_nan=False) + "\n")
-    _write(written[1], comparison_markdown(comparison, made.note))
-    if made.table == "aat-ablation":
-        written.append(_draw_ablation(comparison, folder / f"{made.table}.png"))
+    written += result.figures
     console.print()
-    console.print(comparison_table(comparison, made.note))
+    if result.comparison is not None:
+        console.print(comparison_table(result.comparison, made.note))
     console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
-
-
-def _draw_ablation(comparison: Comparison, path: Path) -> Path:
-    keys = [column.key for column in comparison.columns]
-    (attack,) = {key.split(".")[0] for key in keys} - {"natural"}
-    shown = ["natural.s", *(f"{attack}.adversarial.{name}" for name in ("r", "n", "dia"))]
-    bars = {
-        method_label(method): [cells[keys.index(key)].ours for key in shown]
-        for method, cells in comparison.rows.items()
-    }
-    return ablation_bars(bars, path, title=f"{comparison.title} ({attack})")
 
 
 def _write(path: Path, text: str) -> None:

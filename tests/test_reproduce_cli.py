@@ -150,15 +150,15 @@ def test_mistakes(argv, words, tmp_path, capsys):
 
 
 def test_ablation_of_random_images_is_drawn(data, tmp_path, capsys, monkeypatch):
-    from robustfast.evaluation import paper, reproduction
+    from robustfast.evaluation.papers.aat import numbers, tables
 
     # The ablation's own backbone takes minutes: the same rows on the small one.
-    monkeypatch.setitem(reproduction.FAMILIES, "aat-ablation", "mnist")
-    table = paper.TABLES["aat-ablation"]
+    monkeypatch.setitem(tables.FAMILIES, "aat-ablation", "mnist")
+    table = numbers.TABLES["aat-ablation"]
     monkeypatch.setitem(
-        paper.TABLES,
+        numbers.TABLES,
         "aat-ablation",
-        paper.PaperTable(table.title, table.source, {"mnist-linf": "l2"}, table.rows),
+        numbers.PaperTable(table.title, table.source, {"mnist-linf": "l2"}, table.rows),
     )
     code, printed, err = call(capsys, arguments("aat-ablation", data, tmp_path))
     assert (code, err) == (0, "")

@@ -63,20 +63,14 @@ def evaluation_passes(attacks: Sequence[EvaluationAttack], ways: str) -> float:
 
 
 def passes_left(
-    config: TrainConfig,
-    ways: str,
-    attacks: Sequence[EvaluationAttack],
-    *,
-    epochs: int,
-    train: int,
-    test: int,
+    config: TrainConfig, ways: str, evaluation: float, *, epochs: int, train: int, test: int
 ) -> float:
     """F that a run still takes: training, checks on held-out images, evaluation.
 
     Args:
         config: the run.
         ways: the ways it trains.
-        attacks: what it is evaluated under in the end.
+        evaluation: F per test image of its evaluation in the end.
         epochs: epochs that are done.
         train, test: images of an epoch, and of the evaluation.
     """
@@ -90,7 +84,7 @@ def passes_left(
             [EvaluationAttack("held out", config.attack)], ways.replace("s", "") or ways
         )
         passes += -(-left // config.validate_every) * config.validate_images * check
-    return passes + test * evaluation_passes(attacks, ways)
+    return passes + test * evaluation
 
 
 def seconds_per_pass(config: TrainConfig, dataset: Dataset | ImageFiles) -> float:

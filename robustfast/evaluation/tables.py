@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from robustfast.evaluation.comparison import Cell, Comparison, method_label
+from robustfast.evaluation.comparison import Cell, Comparison
 from robustfast.evaluation.document import records
 
 __all__ = ["accuracy_table", "comparison_markdown", "comparison_table", "detection_table", "percent"]
@@ -75,7 +75,7 @@ def comparison_table(comparison: Comparison, note: str = "") -> Table:
     for method, cells in comparison.rows.items():
         table.add_section()
         for label, values in _lines(cells):
-            table.add_row(method_label(method) if label == "ours" else "", label, *values)
+            table.add_row(comparison.label(method) if label == "ours" else "", label, *values)
     return table
 
 
@@ -92,7 +92,7 @@ def comparison_markdown(comparison: Comparison, note: str = "") -> str:
     ]
     for method, cells in comparison.rows.items():
         for label, values in _lines(cells):
-            name = method_label(method) if label == "ours" else ""
+            name = comparison.label(method) if label == "ours" else ""
             lines.append("| " + " | ".join([name, label, *values]) + " |")
     if note:
         lines += ["", note]

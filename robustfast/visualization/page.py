@@ -238,15 +238,17 @@ def _sweeps(runs: Sequence[RunRecord]) -> str:
 
 def _paper(runs: Sequence[RunRecord], papers: Sequence[Sequence[PaperRow]]) -> str:
     text = ""
+    titles: dict[str, None] = {}
     for run, rows in zip(runs, papers, strict=True):
         for row in rows:
+            titles[row.paper] = None
             text += paper_table(run.label, row.comparison)
             if row.departures:
                 text += f'<p class="note">{escape(run.label)} was trained otherwise than the paper: '
                 text += f"{escape(', '.join(row.departures))}.</p>"
     if text:
         text = (
-            '<p class="note">Percent, Adversarial Asymmetric Training; headings as the paper prints them.</p>'
+            f'<p class="note">Percent, {escape("; ".join(titles))}; headings as the paper prints them.</p>'
             + text
         )
     return text

@@ -8,7 +8,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from robustfast.evaluation.comparison import Comparison, method_label
+from robustfast.evaluation.comparison import Comparison
 from robustfast.evaluation.side_by_side import Line
 from robustfast.evaluation.sweep_tables import eps_labels
 from robustfast.evaluation.tables import percent
@@ -70,7 +70,7 @@ def paper_table(label: str, comparison: Comparison) -> str:
     headings = [f'<th class="number">{escape(column.heading)}</th>' for column in comparison.columns]
     rows = {
         label: [percent(cell.ours) for cell in cells],
-        f"the paper's {method_label(method)}": [percent(cell.paper) for cell in cells],
+        f"the paper's {comparison.label(method)}": [percent(cell.paper) for cell in cells],
         "difference": [percent(cell.difference, signed=True) for cell in cells],
     }
     body = "".join(

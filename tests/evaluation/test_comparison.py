@@ -2,9 +2,9 @@
 
 import pytest
 
-from robustfast.evaluation.comparison import combine_one_way, compare
 from robustfast.evaluation.document import records
-from robustfast.evaluation.paper import TABLES
+from robustfast.evaluation.papers.aat.comparison import combine_one_way, compare
+from robustfast.evaluation.papers.aat.numbers import TABLES
 
 CIFAR = ("cifar-linf", "cifar-l2-sign")
 

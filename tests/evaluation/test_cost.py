@@ -56,9 +56,10 @@ def test_evaluation_passes():
 
 def test_what_is_left_shrinks_with_the_epochs_done():
     config = PRESETS["mnist-aatpp"]
-    options = {"ways": "srn", "attacks": [ATTACKS["mnist-linf"]], "train": 100, "test": 10}
+    evaluation = evaluation_passes([ATTACKS["mnist-linf"]], "srn")
+    options = {"ways": "srn", "evaluation": evaluation, "train": 100, "test": 10}
     whole, half, none = (passes_left(config, epochs=epochs, **options) for epochs in (0, 28, 56))
-    assert none == 10 * evaluation_passes([ATTACKS["mnist-linf"]], "srn")
+    assert none == 10 * evaluation
     assert whole - none == pytest.approx(2 * (half - none))
     unchecked = dataclasses.replace(config, validate_every=0)
     assert passes_left(unchecked, epochs=55, **options) - none == 100 * training_passes(config)

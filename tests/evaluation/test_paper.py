@@ -3,7 +3,7 @@
 import pytest
 
 from robustfast.evaluation.attacks import ATTACKS
-from robustfast.evaluation.paper import METHODS, TABLES
+from robustfast.evaluation.papers.aat.numbers import METHODS, TABLES
 
 TRIPLES = [
     (name, method, attack, numbers)

@@ -7,18 +7,16 @@ import pytest
 
 from robustfast.errors import UserError
 from robustfast.evaluation.document import assemble, write
-from robustfast.evaluation.paper import TABLES
-from robustfast.evaluation.reproduction import (
-    FAMILIES,
-    FAMILY_ATTACKS,
-    SCALES,
-    evaluated,
-    finished_epochs,
-    plan,
-    rows,
-)
+from robustfast.evaluation.papers.aat.numbers import TABLES
+from robustfast.evaluation.papers.aat.tables import FAMILIES, FAMILY_ATTACKS, AATEvaluation, rows
+from robustfast.evaluation.reproducible import SCALES
+from robustfast.evaluation.reproduction import finished_epochs, plan
 from robustfast.training.config import to_json
 from robustfast.training.presets import PRESETS
+
+
+def evaluated(run, made):
+    return made.evaluation.finished(run, made)
 
 
 def methods(made):
@@ -48,7 +46,7 @@ def evaluation(run, made, **changes):
         "natural": {"s": 1.0, "r": 1.0, "n": 1.0},
         **changes,
     }
-    return assemble(header, {attack.name: {"attack": attack.as_json()} for attack in made.attacks})
+    return assemble(header, {attack.name: {"attack": attack.as_json()} for attack in made.evaluation.attacks})
 
 
 def test_every_table_has_presets_and_attacks():
@@ -80,7 +78,7 @@ def test_paper_scale_is_the_preset(tmp_path):
             preset = PRESETS[f"cifar10-prn18-{run.method}"]
             assert dataclasses.replace(run.config, out=None, data_dir=None) == preset
     assert made.scale.comparable
-    assert [attack.strength.steps for attack in made.attacks] == [20, 20]
+    assert [attack.strength.steps for attack in made.evaluation.attacks] == [20, 20]
 
 
 def test_pseudo_inputs_come_from_the_other_rows(tmp_path):
@@ -205,9 +203,9 @@ def test_other_evaluations_are_made_again(made, changes):
 
 def test_evaluation_under_another_attack_is_made_again(made):
     run = made.runs[0]
-    (attack,) = made.attacks
+    (attack,) = made.evaluation.attacks
     weaker = dataclasses.replace(attack, strength=dataclasses.replace(attack.strength, steps=1))
-    other = dataclasses.replace(made, attacks=(weaker,))
+    other = dataclasses.replace(made, evaluation=AATEvaluation((weaker,)))
     write(run.path / "evaluation" / "aat.json", evaluation(run, other))
     assert evaluated(run, made) is None
 

@@ -3,8 +3,8 @@
 import pytest
 from rich.console import Console
 
-from robustfast.evaluation.comparison import compare
-from robustfast.evaluation.paper import TABLES
+from robustfast.evaluation.papers.aat.comparison import compare
+from robustfast.evaluation.papers.aat.numbers import TABLES
 from robustfast.evaluation.tables import (
     accuracy_table,
     comparison_markdown,
