@@ -19,17 +19,23 @@ __all__ = ["Objective", "Phase"]
 
 @dataclass(frozen=True)
 class Phase:
-    """One optimizer step.
+    """One step, of one optimizer or of several from one gradient.
 
     Attributes:
-        optimizer: the optimizer whose parameters alone receive this gradient and then move.
+        optimizer: the optimizer whose parameters alone receive this gradient and then move; several names where they
+            move by different settings.
         loss: scalar with a graph.
         terms: what `loss` adds up, detached scalars by name, for the log.
     """
 
-    optimizer: str
+    optimizer: str | tuple[str, ...]
     loss: Tensor
     terms: dict[str, Tensor]
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """`optimizer`, always as a tuple."""
+        return (self.optimizer,) if isinstance(self.optimizer, str) else self.optimizer
 
 
 class Objective:

@@ -31,9 +31,9 @@ class NonFiniteLossError(UserError):
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """What one phase came to: its optimizer's name, its loss over the batch [], detached, and the loss's terms."""
+    """What one phase came to: its optimizers' names, its loss over the batch [], detached, and the loss's terms."""
 
-    optimizer: str
+    optimizers: tuple[str, ...]
     loss: Tensor
     terms: dict[str, Tensor]
 
@@ -75,7 +75,7 @@ class Step:
             if not bool(torch.isfinite(phase.loss)):
                 terms = ", ".join(f"{name} {float(value):g}" for name, value in phase.terms.items())
                 raise NonFiniteLossError(
-                    f"the loss of phase {phase.optimizer!r} is {float(phase.loss):g} ({terms})"
+                    f"the loss of phase {_shown(phase.optimizers)} is {float(phase.loss):g} ({terms})"
                 )
         if bool(self.exhausted):
             raise NonFiniteLossError(
@@ -89,7 +89,8 @@ class Engine:
 
     For each phase: clear the gradients of that phase's parameters, backward into them alone, add them up over the
     processes, clip, step their optimizer. The objective's code up to the next phase runs after that step, so it sees
-    the moved weights.
+    the moved weights. Where a phase names several optimizers, one backward serves all, at the loss scale of the first;
+    each clips and steps for itself.
 
     With ``config.accumulate`` the batch is cut into so many parts, as equal as can be (fewer where it has fewer
     images). Each runs the objective's phases by itself, all of them one phase before any the next, and their gradients
@@ -168,21 +169,23 @@ class Engine:
         exhausted = torch.zeros((), dtype=torch.bool, device=self.device)
         while (record := self._backward(runs, batch.share)) is not None:
             records.append(record)
-            updater, scale = self.updaters[record.optimizer], self.scales[record.optimizer]
+            updaters = {name: self.updaters[name] for name in record.optimizers}
+            scale = self.scales[record.optimizers[0]]
             bad = torch.maximum(bad, self.world.sum((~torch.isfinite(record.loss)).float()))
-            self.world.sum_gradients(updater.parameters)
+            self.world.sum_gradients([p for updater in updaters.values() for p in updater.parameters])
             skip = bad
             if scale is not None:
-                overflow = scale.unscale(updater.gradients)
+                overflow = scale.unscale([g for updater in updaters.values() for g in updater.gradients])
                 scale.update(overflow)
                 exhausted = exhausted | scale.exhausted
                 bad = torch.maximum(bad, exhausted.float())
                 skip = torch.maximum(bad, overflow)
-            clipped = updater.clip()
-            if clipped is not None:
-                extra[CLIPPED + record.optimizer] = clipped
-            # The kernels compare with 1.
-            updater.step(lr, skip.ne(0).float())
+            for name, updater in updaters.items():
+                clipped = updater.clip()
+                if clipped is not None:
+                    extra[CLIPPED + name] = clipped
+                # The kernels compare with 1.
+                updater.step(lr, skip.ne(0).float())
         if self.config.batch_norm == "local":
             for module in (self.objective.model, *self.objective.networks().values()):
                 self.world.same_buffers(module)
@@ -201,32 +204,36 @@ class Engine:
 
     def _backward(self, runs: list[tuple[Iterator[Phase], float]], share: float) -> PhaseRecord | None:
         """Bring each part to its next phase and backward from there; None where they have no more."""
-        optimizer, loss, terms = None, torch.zeros((), device=self.device), {}
+        names: tuple[str, ...] | None = None
+        loss, terms = torch.zeros((), device=self.device), {}
         for number, (run, weight) in enumerate(runs):
             with self.precision.autocast():
                 phase = next(run, None)
-            name = phase.optimizer if phase else None
-            if number and name != optimizer:
+            here = phase.optimizers if phase else None
+            if number and here != names:
                 raise UserError(
-                    f"parts of one batch differ in their phases: {optimizer!r} in the first, {name!r} in another; "
-                    f"train this objective with --accumulate 1"
+                    f"parts of one batch differ in their phases: {_shown(names)} in the first, {_shown(here)} in "
+                    f"another; train this objective with --accumulate 1"
                 )
             if phase is None:
                 continue
             if phase.loss.dtype not in (torch.float32, torch.float64):
                 raise TypeError(
-                    f"phase {phase.optimizer!r}: its loss is {phase.loss.dtype}, expected float32"
+                    f"phase {_shown(phase.optimizers)}: its loss is {phase.loss.dtype}, expected float32"
                 )
-            updater = lookup("optimizer", self.updaters, phase.optimizer)
+            names = phase.optimizers
+            updaters = [lookup("optimizer", self.updaters, name) for name in names]
             if not number:
-                updater.clear()
-            optimizer, scale = name, self.scales[phase.optimizer]
+                for updater in updaters:
+                    updater.clear()
+            scale = self.scales[names[0]]
             weighted = phase.loss * (share * weight)
-            (weighted if scale is None else weighted * scale.value).backward(inputs=updater.parameters)
+            inputs = [parameter for updater in updaters for parameter in updater.parameters]
+            (weighted if scale is None else weighted * scale.value).backward(inputs=inputs)
             loss = loss + phase.loss.detach() * weight
             for term, value in phase.terms.items():
                 terms[term] = terms[term] + value * weight if number else value * weight
-        return None if optimizer is None else PhaseRecord(optimizer, loss, terms)
+        return None if names is None else PhaseRecord(names, loss, terms)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs of the optimizers, the loss scales and the objective's own networks."""
@@ -246,3 +253,8 @@ class Engine:
                 scale.load_state_dict(state["scales"][name])
         for name, network in self.objective.networks().items():
             network.load_state_dict(state["networks"][name])
+
+
+def _shown(optimizers: tuple[str, ...] | None) -> str:
+    """A phase as messages name it."""
+    return repr(None if optimizers is None else " + ".join(optimizers))

@@ -22,19 +22,32 @@ from robustfast.attacks import AttackConfig
 from robustfast.data import Batch
 from robustfast.distributed import World
 from robustfast.errors import UserError
+from robustfast.models import Network
 from robustfast.objectives import Objective, Phase
 from robustfast.training.engine import Engine, NonFiniteLossError
 
 CPU = torch.device("cpu")
 
 
+class Maps(Network):
+    """Modules side by side, read in no way."""
+
+    readings = ""
+
+    def __init__(self, *maps: nn.Module) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+
 class Duel(Objective):
     """Two linear maps: the first learns, then the second learns from what the first has become."""
+
+    main_ways = ""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.first, self.second = nn.Linear(2, 1), nn.Linear(2, 1)
-        super().__init__(nn.ModuleList([self.first, self.second]), None, AttackConfig(), seed=0)
+        super().__init__(Maps(self.first, self.second), None, AttackConfig(), seed=0)
         for parameter in (*self.first.parameters(), *self.second.parameters()):
             parameter.data = torch.randn(parameter.shape, generator=generator)
         self.seen: list[Tensor] = []
@@ -324,6 +337,62 @@ def test_each_phase_moves_its_own_parameters_and_the_next_sees_them() -> None:
     encoder = {name for name in states[0] if name.startswith("model.encoder_r.")}
     head = {name for name in states[0] if name.startswith("model.head.")}
     assert moved == [encoder | head, {n for n in states[0] if n.startswith("discriminator.")}, encoder]
+
+
+class Pair(Duel):
+    """Both maps learn from one gradient, the second in smaller steps."""
+
+    def optimizers(self) -> dict[str, dict[str, Any]]:
+        return {"second": {"lr": 0.25, "clip_norm": 0.5}}
+
+    def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
+        loss = (self.first(x) * self.second(x)).float().mean()
+        yield Phase(("first", "second"), loss, {"a": loss.detach()})
+
+
+@pytest.mark.parametrize("fields", [{}, {"accumulate": 2}, {"precision": "fp16"}])
+def test_one_backward_serves_the_optimizers_of_a_phase_each_by_its_own_settings(
+    fields: dict[str, Any],
+) -> None:
+    pair, expected = Pair(), Pair()
+    runner = engine(pair, **fields)
+    for scale in runner.scales.values():
+        if scale is not None:
+            scale.value.fill_(256.0)
+    terms = runner.step(batch(), lr=0.1)
+    first, second = list(expected.first.parameters()), list(expected.second.parameters())
+    loss = (expected.first(batch().x) * expected.second(batch().x)).mean()
+    found = torch.autograd.grad(loss, first + second)
+    length = float(torch.cat([gradient.flatten() for gradient in found[2:]]).norm())
+    assert length > 0.5
+    sizes = [0.1, 0.1, *(0.25 * 0.1 * 0.5 / length,) * 2]
+    close = {"rtol": 1e-2, "atol": 1e-3} if fields.get("precision") else {"rtol": 1e-5, "atol": 1e-6}
+    for mine, theirs, gradient, size in zip(
+        (*pair.first.parameters(), *pair.second.parameters()), first + second, found, sizes, strict=True
+    ):
+        assert torch.allclose(mine, theirs - size * gradient, **close)
+    assert float(terms["clipped_second"]) == 1
+    assert "clipped_first" not in terms
+
+
+def test_an_overflow_keeps_all_optimizers_of_its_phase_where_they_are() -> None:
+    pair = Pair()
+    before = weights(pair)
+    runner = engine(pair, precision="fp16")
+    runner.scales["first"].value.fill_(torch.inf)
+    runner.compute(batch(), 0.1)
+    assert all(torch.equal(value, before[name]) for name, value in weights(pair).items())
+    assert float(runner.scales["second"].value) == 2.0**16
+
+
+def test_a_broken_loss_names_all_optimizers_of_its_phase() -> None:
+    class Broken(Pair):
+        def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
+            for phase in super().phases(x, y, index):
+                yield Phase(phase.optimizer, phase.loss * torch.nan, phase.terms)
+
+    with pytest.raises(NonFiniteLossError, match=r"phase 'first \+ second' is nan"):
+        engine(Broken()).step(batch(), lr=0.1)
 
 
 def test_three_optimizers_are_those_of_a_loop_by_hand() -> None:
