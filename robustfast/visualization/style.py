@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 import matplotlib
+import matplotlib.colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,6 +21,7 @@ __all__ = [
     "SERIES",
     "WAY_COLOURS",
     "WAY_NAMES",
+    "class_colours",
     "new_figure",
     "percent_axis",
     "plain",
@@ -83,6 +85,17 @@ def percent_axis(axes: Axes, label: str = "accuracy (%)") -> None:
     axes.set_ylim(0, 105)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel(label)
+
+
+def class_colours(classes: int) -> list[str]:
+    """A colour for each of so many classes, as distinct as they can be."""
+    if classes <= len(SERIES):
+        return list(SERIES[:classes])
+    if classes <= 20:
+        found = matplotlib.colormaps["tab10" if classes <= 10 else "tab20"]
+        return [matplotlib.colors.to_hex(found(place)) for place in range(classes)]
+    found = matplotlib.colormaps["hsv"]
+    return [matplotlib.colors.to_hex(found(place / classes)) for place in range(classes)]
 
 
 def plain(text: str) -> str:

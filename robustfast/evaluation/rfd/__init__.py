@@ -8,10 +8,13 @@ from robustfast.evaluation.rfd import (
     angles,
     black_box,
     detection,
+    gradcam,
+    histograms,
     iterations,
     knn,
     nominal,
     routed,
+    tsne,
 )
 
 __all__ = ["PARTS"]
@@ -25,5 +28,8 @@ PARTS: tuple[Part, ...] = (
     detection.PART,
     adaptive.PART,
     routed.PART,
+    gradcam.PART,
+    histograms.PART,
+    tsne.PART,
 )
 """In the order they are made: a later part may read the numbers of an earlier one."""
