@@ -1,14 +1,35 @@
-"""Accuracy on clean images, under PGD, C&W and AutoAttack (table 1)."""
+"""Accuracy on clean images and under the white-box attacks of AFD's table 1."""
 
 from __future__ import annotations
 
+from robustfast.evaluation.afd import grids
+from robustfast.evaluation.afd.attacked import configurations, nominal_table, swept
 from robustfast.evaluation.parts import Part, PartContext, PartResult
+from robustfast.evaluation.sweep_settings import SweepAttack
 
 __all__ = ["NOMINAL"]
 
 
 def _make(context: PartContext) -> PartResult:
-    raise NotImplementedError
+    """Numbers: "clean", "pgd", "cw", "aa", and of each attack its settings; "warnings" of masked gradients."""
+    attacks = grids.nominal(context.run.config.dataset)
+    document = swept(
+        context,
+        "nominal",
+        [SweepAttack(named, (0.0, eps)) for named, eps in attacks.values()],
+        probes=True,
+    )
+    accuracy = {"clean": document["natural"]}
+    accuracy |= {
+        name: document["attacks"][named.name]["accuracy"][-1] for name, (named, _) in attacks.items()
+    }
+    numbers = {**accuracy, "attacks": configurations(document), "warnings": document["warnings"]}
+    table = nominal_table(
+        f"{context.path.name}: {context.run.config.dataset}, {context.images} test images (percent; AFD, table 1)",
+        accuracy,
+        {name: (named.norm, eps) for name, (named, eps) in attacks.items()},
+    )
+    return PartResult(numbers, [table])
 
 
-NOMINAL = Part("nominal", "accuracy on clean images, under PGD, C&W and AutoAttack (table 1)", _make)
+NOMINAL = Part("nominal", "accuracy on clean images, under PGD, C&W and AutoAttack (AFD, table 1)", _make)
