@@ -9,6 +9,7 @@ from robustfast.objectives.mart import MART
 from robustfast.objectives.match import Match
 from robustfast.objectives.objective import Objective, Phase
 from robustfast.objectives.pi import PI
+from robustfast.objectives.rfd import RFD
 from robustfast.objectives.st import ST
 from robustfast.objectives.trades import TRADES
 
@@ -22,6 +23,7 @@ __all__ = [
     "MART",
     "OBJECTIVES",
     "PI",
+    "RFD",
     "ST",
     "TRADES",
     "Match",
@@ -42,5 +44,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "match": Match,
     "afd_dcgan": AFDDCGAN,
     "afd_wgan": AFDWGAN,
+    "rfd": RFD,
 }
 """Objectives by name."""
