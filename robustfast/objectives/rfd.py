@@ -65,8 +65,8 @@ class RFDConfig:
     """Each batch is attacked at a radius between 1 and so many times --attack.eps: 8 to 12 pixel values of 8."""
     step_factor: float = 2.0
     """Each batch is attacked in steps between 1 and so many times --attack.step-size: 2 to 4 pixel values of 2."""
-    steps_factors: tuple[int, ...] = (1, 2, 3, 4)
-    """Each batch is attacked for one of these times --attack.steps: 8, 16, 24 or 32 steps of 8."""
+    steps: tuple[int, ...] = (8, 16, 24, 32)
+    """Each batch is attacked for one of these numbers of steps; --attack.steps is that of the checks alone."""
 
     def __post_init__(self) -> None:
         names = ("ce", "dist", "adv", "kl", "res", "reversal", "others_lr", "discriminator_lr")
@@ -80,10 +80,9 @@ class RFDConfig:
                 raise UserError(
                     f"--objective.{name.replace('_', '-')} is {value}, expected a finite number from 1"
                 )
-        if not self.steps_factors or min(self.steps_factors) < 1:
+        if not self.steps or min(self.steps) < 1:
             raise UserError(
-                f"--objective.steps-factors {' '.join(map(str, self.steps_factors))}: expected one or more numbers "
-                f"from 1"
+                f"--objective.steps {' '.join(map(str, self.steps))}: expected one or more numbers from 1"
             )
         choices = {
             "kl_mode": ("repel", "literal", "off"),
@@ -184,7 +183,7 @@ class RFD(Objective):
         draws = random.Random(derive(self.seed, "diversify", self.epoch, str(self.progress)))
         now["eps"] *= draws.uniform(1.0, config.eps_factor)
         now["step_size"] *= draws.uniform(1.0, config.step_factor)
-        return now | {"steps": self.strength.steps * draws.choice(config.steps_factors)}
+        return now | {"steps": draws.choice(config.steps)}
 
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
         x_adv = self.attack(x, y, index, **self.now())  # type: ignore[misc]
