@@ -105,6 +105,7 @@ def test_a_missing_package_is_named_with_its_install_command(
     tmp_path, monkeypatch, one_line_error, name, module, package
 ):
     (tmp_path / "test_32x32.mat").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, module, None)
+    for part in (module.partition(".")[0], module):
+        monkeypatch.setitem(sys.modules, part, None)
     with one_line_error(name, f"pip install {package}"):
         load(name, "test", tmp_path)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from robustfast.data import load
+from robustfast.data import digits, load
 
 
 def rows(images: torch.Tensor) -> list[bytes]:
@@ -47,3 +49,17 @@ def test_the_split_reads_no_random_state():
     np.random.seed(1)  # noqa: NPY002
     random.seed(1)
     assert torch.equal(load("digits", "test").images, first.images)
+
+
+def test_they_are_read_without_an_import_of_scikit_learn():
+    check = "import sys; from robustfast.data import load; load('digits', 'test'); print('sklearn' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("False\n", "")
+
+
+def test_where_the_file_lies_elsewhere_scikit_learn_reads_it(monkeypatch):
+    expected = load("digits", "train")
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    found = load("digits", "train")
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.labels, expected.labels)
