@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from robustfast.seeds import derive
@@ -41,6 +39,10 @@ def embed(values: Tensor, *, seed: int) -> Tensor:
     """
     if len(values) < 4:
         raise ValueError(f"t-SNE of {len(values)} points: expected at least 4")
+    # Here, not above: scikit-learn takes seconds to import, and every evaluation imports this file.
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     points = values.double().numpy()
     if not np.isfinite(points).all():
         raise ValueError("t-SNE of features with nan or infinity")

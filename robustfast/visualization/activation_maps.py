@@ -13,6 +13,9 @@ from robustfast.visualization.style import COLOURS, plain, save
 
 __all__ = ["ActivationMap", "activation_maps", "draw_activation_maps"]
 
+_GAP = 0.15
+"""Width of a gap between columns, in columns."""
+
 
 @dataclass(frozen=True)
 class ActivationMap:
@@ -30,7 +33,11 @@ class ActivationMap:
 
 
 def activation_maps(
-    rows: Sequence[tuple[str, Sequence[ActivationMap]]], headings: Sequence[str], path: Path, *, title: str
+    rows: Sequence[tuple[str, Sequence[ActivationMap]]],
+    headings: Sequence[str | None],
+    path: Path,
+    *,
+    title: str,
 ) -> Path:
     """Draw into a PNG file; returns its path.
 
@@ -44,24 +51,28 @@ def activation_maps(
 
 
 def draw_activation_maps(
-    rows: Sequence[tuple[str, Sequence[ActivationMap]]], headings: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[ActivationMap]]], headings: Sequence[str | None]
 ) -> Figure:
     """The figure without a title. Under a map the image is grey, so that colour is heat alone.
 
     Args:
         rows: what stands left of each row, and its cells.
-        headings: of the columns.
+        headings: of the columns; None leaves a gap before the next one, for which rows have no cell.
 
     Raises:
         ValueError: no rows, or a row with another number of cells than headings.
     """
-    if not rows or any(len(cells) != len(headings) for _, cells in rows):
+    columns = [place for place, heading in enumerate(headings) if heading is not None]
+    if not rows or any(len(cells) != len(columns) for _, cells in rows):
         found = [len(cells) for _, cells in rows]
-        raise ValueError(f"{found} cells in the rows, expected one row or more of {len(headings)}")
-    figure = Figure(figsize=(0.4 + 1.35 * len(headings), 0.7 + 1.55 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), len(headings), squeeze=False)
+        raise ValueError(f"{found} cells in the rows, expected one row or more of {len(columns)}")
+    widths = [_GAP if heading is None else 1 for heading in headings]
+    figure = Figure(figsize=(0.4 + 1.35 * sum(widths), 0.7 + 1.55 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(headings), squeeze=False, width_ratios=widths)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    grid = grid[:, columns]
     for line, (name, cells) in zip(grid, rows, strict=True):
-        line[0].set_ylabel(plain(name), fontsize=9)
         for axes, cell in zip(line, cells, strict=True):
             grey = cell.heat is not None or len(cell.image) == 1
             pixels = cell.image.mean(0) if grey else cell.image.permute(1, 2, 0)
@@ -70,10 +81,12 @@ def draw_activation_maps(
                 axes.imshow(
                     cell.heat.numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="nearest"
                 )
+            axes.set_axis_on()
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_color(COLOURS["grid"])
             axes.set_xlabel(plain(cell.caption), fontsize=8, labelpad=2)
-    for axes, heading in zip(grid[0], headings, strict=True):
-        axes.set_title(plain(heading), fontsize=9)
+        line[0].set_ylabel(plain(name), fontsize=9)
+    for axes, column in zip(grid[0], columns, strict=True):
+        axes.set_title(plain(headings[column] or ""), fontsize=9)
     return figure

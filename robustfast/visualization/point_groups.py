@@ -104,7 +104,7 @@ def draw_point_groups(panels: Sequence[Sequence[Panel]]) -> Figure:
             fontsize=8,
             frameon=False,
             loc="outside lower center",
-            ncols=max(1, min(len(shown), int(9 * side * columns / (longest + 5)))),
+            ncols=max(1, min(len(shown), int(15 * side * columns / (longest + 6)))),
             columnspacing=1.0,
             handletextpad=0.1,
         )

@@ -122,9 +122,7 @@ def _make(context: PartContext) -> PartResult:
                 images = {name: version[place].cpu() for name, version in versions.items()}
                 rows.append((split.classes[label], _cells(record, images, split.classes)))
     numbers: dict[str, Any] = {"eps": radius(run), "images": records}
-    headings = [
-        heading for name in ("clean", "attacked") for heading in (f"{name} image", *ENCODERS.values())
-    ]
+    headings = ["clean image", *ENCODERS.values(), None, "attacked image", *ENCODERS.values()]
     path = context.figure(PART.name)
     title = f"{context.path.name}: Grad-CAM of each encoder on clean and attacked images"
     return PartResult(numbers, figures=[activation_maps(rows, headings, path, title=title)])

@@ -61,7 +61,9 @@ def _make(context: PartContext) -> PartResult:
     edges = torch.linspace(low, high if high > low else low + 1, BINS + 1, dtype=torch.float64)
     sampled = one_of_each(split.labels[positions], min(SAMPLED, len(positions)))
     groups = {f"all {len(positions)} images": slice(None)}
-    groups |= {f"image {int(positions[k])} ({split.classes[split.labels[positions[k]]]})": k for k in sampled}
+    groups |= {
+        f"image {int(positions[k])}, class {split.classes[split.labels[positions[k]]]}": k for k in sampled
+    }
     histograms: list[dict[str, Any]] = []
     for name, chosen in groups.items():
         pair = counts(clean[chosen], edges), counts(attacked[chosen], edges)

@@ -221,7 +221,7 @@ def _classes(numbers: Mapping[str, Any], names: Sequence[str]) -> list[list[Pane
                 for place, name in enumerate(names)
             ]
             groups.append(PointGroup("attacked", found["adversarial"][shown], COLOURS["ink"]))
-            row.append(Panel(_heading(found, f"{label}, {shown} attacked"), groups))
+            row.append(Panel(_heading(found, f"{label}, class {shown} attacked"), groups))
         rows.append(row)
     return rows
 
