@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from robustfast.data import Dataset, ImageFiles
 from robustfast.evaluation.attacks import EvaluationAttack
 from robustfast.models import backbone
+from robustfast.objectives import OBJECTIVES
 from robustfast.registry import lookup
 from robustfast.training.config import TrainConfig
 from robustfast.training.precision import Precision
@@ -23,32 +24,13 @@ __all__ = ["evaluation_passes", "passes_left", "preparation_passes", "seconds_pe
 
 
 def training_passes(config: TrainConfig) -> float:
-    """F per training image of an epoch: attack steps on one encoder cost 2F each, a training pass 3F (AAT++: 101F).
-
-    Raises:
-        UserError: an objective whose passes are not known here.
-    """
-    steps = config.attack.steps
-
-    def asymmetric() -> float:
-        # The standard way's attack runs both encoders, and its label takes one more look at what it found.
-        costs = {"st": 6, "as": 4 * steps + 2 + 6, "ar": 2 * steps + 3, "an": 2 * steps + 1 + 3}
-        return sum(costs[term] for term in config.objective.terms)
-
-    passes = {
-        "st": lambda: 3,
-        "at": lambda: 2 * steps + (6 if config.objective.half else 3),
-        "trades": lambda: 2 * steps + 1 + 6,
-        "aat": asymmetric,
-        "aatpp": asymmetric,
-        "pi": lambda: 12 if config.objective.train_s else 6,
-    }
-    return lookup("objective", passes, config.method)()
+    """F per training image of an epoch, as the objective counts them (AAT++ with ten attack steps: 101F)."""
+    return lookup("objective", OBJECTIVES, config.method).passes(config.objective, config.attack)
 
 
 def preparation_passes(config: TrainConfig) -> float:
-    """F per training image before the first epoch: inverting two encoders for pseudo-inputs, 2F a step."""
-    return 4 * config.objective.steps if config.method == "pi" else 0
+    """F per training image before the first epoch, such as those that make pseudo-inputs."""
+    return lookup("objective", OBJECTIVES, config.method).preparation_passes(config.objective)
 
 
 def evaluation_passes(attacks: Sequence[EvaluationAttack], ways: str) -> float:

@@ -66,6 +66,13 @@ class AAT(Objective):
         if attacked:
             self.attack = ThreeWayPGD(model, attacked, seed=seed, engine=engine, **attack.keywords())
 
+    @classmethod
+    def passes(cls, settings: Any, strength: AttackConfig) -> float:
+        steps = strength.steps
+        # The standard way's attack runs both encoders, and its label takes one more look at what it found.
+        costs = {"st": 6, "as": 4 * steps + 2 + 6, "ar": 2 * steps + 3, "an": 2 * steps + 1 + 3}
+        return sum(costs[term] for term in settings.terms)
+
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
         x_adv = self.attack(x, y, index, **self.now()) if self.attack else {}
         yhat = self.labels(x_adv)

@@ -37,6 +37,10 @@ class AT(Objective):
         super().__init__(model, config, attack, seed=seed, engine=engine)
         self.attack = PGD(model.way("r"), seed=seed, engine=engine, **attack.keywords())
 
+    @classmethod
+    def passes(cls, settings: Any, strength: AttackConfig) -> float:
+        return 2 * strength.steps + (6 if settings.half else 3)
+
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
         way = self.model.way("r")
         x_adv = self.attack(x, y, index, **self.now())

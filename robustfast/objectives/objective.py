@@ -91,6 +91,24 @@ class Objective:
         self.progress = 0.0
         self.attack: Callable[..., Any] | None = None
 
+    @classmethod
+    def passes(cls, settings: Any, strength: AttackConfig) -> float:
+        """What a batch costs, in F an image: one forward of one encoder, and about what each backward costs too.
+
+        For estimates of time. Unless told otherwise, an attack of a forward and an input gradient a step, and training
+        passes of 3F over natural and over adversarial images.
+
+        Args:
+            settings: an instance of `Config`.
+            strength: the training attack's.
+        """
+        return 2 * strength.steps + 6
+
+    @classmethod
+    def preparation_passes(cls, settings: Any) -> float:
+        """F per training image that `prepare` takes."""
+        return 0.0
+
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """Optimizer name -> the parameters it moves. The others receive no gradient."""
         chosen = {id(p) for way in self.main_ways for p in self.model.way(way).parameters()}

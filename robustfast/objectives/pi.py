@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from robustfast.attacks import AttackConfig
 from robustfast.data import Dataset, ImageFiles
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
@@ -68,6 +70,15 @@ class PI(Objective):
 
     trains = ThreeWay
     main_ways = "srn"
+
+    @classmethod
+    def passes(cls, settings: Any, strength: AttackConfig) -> float:
+        return 12 if settings.train_s else 6
+
+    @classmethod
+    def preparation_passes(cls, settings: Any) -> float:
+        # Both encoders are inverted, 2F a step.
+        return 4 * settings.steps
 
     def prepare(self, dataset: Dataset | ImageFiles) -> None:
         path, world = self.config.pseudo_inputs, self.world

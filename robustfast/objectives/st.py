@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustfast.attacks import AttackConfig
 from robustfast.objectives.objective import Objective, Phase
 
 __all__ = ["ST"]
@@ -22,6 +24,10 @@ class ST(Objective):
         """No settings of its own."""
 
     main_ways = "n"
+
+    @classmethod
+    def passes(cls, settings: Any, strength: AttackConfig) -> float:
+        return 3
 
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
         loss = F.cross_entropy(self.model.way("n")(x), y)

@@ -57,6 +57,10 @@ class TRADES(Objective):
         super().__init__(model, config, attack, seed=seed, engine=engine)
         self.attack = PGD(model.way("r"), loss="kl", seed=seed, engine=engine, **attack.keywords())
 
+    @classmethod
+    def passes(cls, settings: Any, strength: AttackConfig) -> float:
+        return 2 * strength.steps + 1 + 6
+
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
         way = self.model.way("r")
         with eval_mode(way), torch.no_grad():
