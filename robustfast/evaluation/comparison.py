@@ -4,30 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["Cell", "Column", "Comparison"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: the key it has in JSON, the group printed over it and its own heading."""
+    """One column.
+
+    Attributes:
+        key: what it has in JSON.
+        group: printed over it and its neighbours; empty where nothing is.
+        heading: its own.
+        unit: of its numbers; percent are kept as fractions.
+    """
 
     key: str
     group: str
     heading: str
+    unit: Literal["percent", "fraction", "count"] = "percent"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Two fractions that stand beside each other; None where nothing was measured or printed."""
+    """Two numbers that stand beside each other; None where nothing was measured or printed.
+
+    Attributes:
+        ours, paper: in the unit of the column, percent as fractions.
+        spread: what the paper prints behind a plus-minus sign.
+    """
 
     ours: float | None
     paper: float | None
+    spread: float | None = None
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's, as a fraction; None where one of the two is missing."""
+        """Ours minus the paper's; None where one of the two is missing."""
         return None if self.ours is None or self.paper is None else self.ours - self.paper
 
 
@@ -46,6 +60,11 @@ class Comparison:
     rows: Mapping[str, tuple[Cell, ...]]
     labels: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def units(self) -> str:
+        """What a heading says of the numbers, in brackets; empty where each column has its own."""
+        return " (percent)" if {column.unit for column in self.columns} <= {"percent"} else ""
+
     def label(self, method: str) -> str:
         """The method as the paper prints it."""
         return self.labels.get(method, method)
@@ -55,12 +74,13 @@ class Comparison:
         return replace(self, rows={method: self.rows[method]})
 
     def as_json(self) -> dict[str, Any]:
-        """The table as plain values (fractions), rows by method and cells by column key."""
+        """The table as plain values (percent as fractions), rows by method and cells by column key."""
         return {
             "title": self.title,
             "rows": {
                 method: {
                     column.key: {"ours": cell.ours, "paper": cell.paper, "difference": cell.difference}
+                    | ({} if cell.spread is None else {"paper_spread": cell.spread})
                     for column, cell in zip(self.columns, cells, strict=True)
                 }
                 for method, cells in self.rows.items()

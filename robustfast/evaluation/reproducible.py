@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 
 from robustfast.evaluation.comparison import Comparison
+from robustfast.evaluation.reduced_data import FORMATS
 from robustfast.evaluation.run_record import RunRecord
 from robustfast.objectives import OBJECTIVES
 from robustfast.registry import lookup
@@ -63,12 +64,20 @@ class Scale:
 
 SCALES = {
     # Sized so that each table takes minutes on two cores: a forward pass is 0.05, 1.1 and 13 GFLOP in the first three.
+    # The others are evaluated by whole protocols, thousands of passes an image, hence on few.
     "smoke": Scale(
         "smoke",
         False,
         0.0,
         None,
-        {"small_cnn": (1024, 256), "preact_resnet18": (128, 64), "wide_resnet34_10": (16, 4)},
+        {
+            "small_cnn": (1024, 256),
+            "preact_resnet18": (128, 64),
+            "wide_resnet34_10": (16, 4),
+            "digits_cnn": (1024, 16),
+            "narrow_resnet": (256, 8),
+            "wide_resnet10_1": (128, 4),
+        },
     ),
     "small": Scale("small", False, 0.1, 1000),
     "paper": Scale("paper", True, 1.0, None),
@@ -153,10 +162,10 @@ class Plan:
         config = self.runs[0].config
         if self.scale.smoke:
             train, test = self.scale.kept(config.model)
-            steps = f"{SMOKE_STEPS} attack steps"
+            kept = f"{train}" if config.dataset in FORMATS else "all"
             text = (
-                f"scale {self.scale.name}: {train} training images, 1 epoch, {test} test images, {steps}. It shows "
-                f"that everything runs; the numbers say nothing about the method."
+                f"scale {self.scale.name}: {kept} training images, 1 epoch, {test} test images, {SMOKE_STEPS} attack "
+                f"steps. It shows that everything runs; the numbers say nothing about the method."
             )
         elif not self.scale.comparable:
             text = (
@@ -165,7 +174,7 @@ class Plan:
             )
         else:
             text = f"scale {self.scale.name}: the paper's configuration, all test images."
-        return f"{text} {self.item.note}" if self.item.note else text
+        return " ".join(filter(None, (text, self.item.note(self.scale))))
 
 
 @dataclass(frozen=True)
@@ -190,12 +199,10 @@ class Reproducible(ABC):
         title: what it shows, headed as in the paper.
         data: what the folder of the images that the smoke scale keeps is called; tables with the same have them in
             common.
-        note: what a reader of its numbers must know; empty where there is nothing.
     """
 
     title: str
     data: str
-    note: str = ""
 
     @abstractmethod
     def configs(self, folder: Path) -> dict[str, tuple[str, TrainConfig]]:
@@ -225,8 +232,14 @@ class Reproducible(ABC):
         return at_scale(config, scale)
 
     def images(self, scale: Scale, config: TrainConfig) -> int | None:
-        """How many test images are evaluated; None is all that there are, at the smoke scale those that it keeps."""
+        """How many test images are evaluated; None is all that there are, of a reduced data set those that it keeps."""
+        if scale.smoke and config.dataset not in FORMATS:
+            return scale.kept(config.model)[1]
         return scale.test_images
+
+    def note(self, scale: Scale) -> str:
+        """What a reader of its numbers must know beside the scale; empty where there is nothing."""
+        return ""
 
     def label(self, row: str) -> str:
         """A row as the paper prints it."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from robustfast.evaluation.comparison import Cell, Comparison
+from robustfast.evaluation.comparison import Cell, Column, Comparison
 from robustfast.evaluation.document import records
 
-__all__ = ["accuracy_table", "comparison_markdown", "comparison_table", "detection_table", "percent"]
+__all__ = ["accuracy_table", "comparison_markdown", "comparison_table", "detection_table", "percent", "shown"]
 
 
 def percent(fraction: float | None, *, signed: bool = False) -> str:
@@ -20,6 +20,13 @@ def percent(fraction: float | None, *, signed: bool = False) -> str:
     if fraction is None:
         return "-"
     return f"{100 * fraction:{'+' if signed else ''}.2f}"
+
+
+def shown(value: float | None, unit: str, *, signed: bool = False) -> str:
+    """A number in the unit of its column: percent with two decimals, a fraction with three, a count with none."""
+    if value is None or unit == "percent":
+        return percent(value, signed=signed)
+    return f"{value:{'+' if signed else ''}.{0 if unit == 'count' else 3}f}"
 
 
 def accuracy_table(document: Mapping[str, Any]) -> Table:
@@ -61,7 +68,7 @@ def comparison_table(comparison: Comparison, note: str = "") -> Table:
     """Ours, the paper's and the difference below each other, per method."""
     # Tight, so that nine columns of numbers fit into the 80 characters of a plain terminal or log.
     table = Table(
-        title=f"{comparison.title} (percent)",
+        title=f"{comparison.title}{comparison.units}",
         caption=note or None,
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -71,11 +78,13 @@ def comparison_table(comparison: Comparison, note: str = "") -> Table:
     table.add_column("Method")
     table.add_column("")
     for column in comparison.columns:
-        table.add_column(f"{column.group}\n{column.heading}", justify="right")
+        table.add_column(f"{column.group}\n{column.heading}".strip(), justify="right")
     for method, cells in comparison.rows.items():
         table.add_section()
-        for label, values in _lines(cells):
-            table.add_row(comparison.label(method) if label == "ours" else "", label, *values)
+        name = comparison.label(method)
+        for label, values in _lines(comparison.columns, cells):
+            table.add_row(name, label, *values)
+            name = ""
     return table
 
 
@@ -83,25 +92,39 @@ def comparison_markdown(comparison: Comparison, note: str = "") -> str:
     """The same table as GitHub markdown, ending in a newline."""
     headings = ["Method", ""]
     for group, columns in groupby(comparison.columns, key=lambda column: column.group):
-        headings += [f"{group} {column.heading}" for column in columns]
+        headings += [f"{group} {column.heading}".strip() for column in columns]
     lines = [
-        f"### {comparison.title} (percent)",
+        f"### {comparison.title}{comparison.units}",
         "",
         "| " + " | ".join(headings) + " |",
         "|---|---|" + "---:|" * len(comparison.columns),
     ]
     for method, cells in comparison.rows.items():
-        for label, values in _lines(cells):
-            name = comparison.label(method) if label == "ours" else ""
+        name = comparison.label(method)
+        for label, values in _lines(comparison.columns, cells):
             lines.append("| " + " | ".join([name, label, *values]) + " |")
+            name = ""
     if note:
         lines += ["", note]
     return "\n".join(lines) + "\n"
 
 
-def _lines(cells: tuple[Cell, ...]) -> list[tuple[str, list[str]]]:
-    lines = [("ours", [percent(cell.ours) for cell in cells])]
-    if any(cell.paper is not None for cell in cells):
-        lines.append(("paper", [percent(cell.paper) for cell in cells]))
-        lines.append(("diff.", [percent(cell.difference, signed=True) for cell in cells]))
-    return lines
+def _lines(columns: Sequence[Column], cells: Sequence[Cell]) -> list[tuple[str, list[str]]]:
+    """Ours, the paper's and the difference, each with a text for each column; what no cell has is left out."""
+
+    def texts(value: Callable[[Cell], float | None], *, signed: bool = False) -> list[str]:
+        pairs = zip(columns, cells, strict=True)
+        return [shown(value(cell), column.unit, signed=signed) for column, cell in pairs]
+
+    ours, paper = texts(lambda cell: cell.ours), texts(lambda cell: cell.paper)
+    if all(cell.paper is None for cell in cells):
+        return [("ours", ours)]
+    spreads = zip(paper, columns, cells, strict=True)
+    paper = [
+        text if cell.spread is None else f"{text}±{shown(cell.spread, column.unit)}"
+        for text, column, cell in spreads
+    ]
+    # A row of a method that is not trained here is the paper's alone.
+    if all(cell.ours is None for cell in cells):
+        return [("paper", paper)]
+    return [("ours", ours), ("paper", paper), ("diff.", texts(lambda cell: cell.difference, signed=True))]

@@ -247,10 +247,7 @@ def _paper(runs: Sequence[RunRecord], papers: Sequence[Sequence[PaperRow]]) -> s
                 text += f'<p class="note">{escape(run.label)} was trained otherwise than the paper: '
                 text += f"{escape(', '.join(row.departures))}.</p>"
     if text:
-        text = (
-            f'<p class="note">Percent, {escape("; ".join(titles))}; headings as the paper prints them.</p>'
-            + text
-        )
+        text = f'<p class="note">{escape("; ".join(titles))}; headings as the paper prints them.</p>' + text
     return text
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from robustfast.evaluation.comparison import Comparison
 from robustfast.evaluation.side_by_side import Line
 from robustfast.evaluation.sweep_tables import eps_labels
-from robustfast.evaluation.tables import percent
+from robustfast.evaluation.tables import percent, shown
 
 __all__ = [
     "accuracy_table",
@@ -68,10 +68,15 @@ def paper_table(label: str, comparison: Comparison) -> str:
         for group, members in groupby(comparison.columns, key=lambda column: column.group)
     ]
     headings = [f'<th class="number">{escape(column.heading)}</th>' for column in comparison.columns]
+    units = [column.unit for column in comparison.columns]
+
+    def texts(values: Iterable[float | None], *, signed: bool = False) -> list[str]:
+        return [shown(value, unit, signed=signed) for value, unit in zip(values, units, strict=True)]
+
     rows = {
-        label: [percent(cell.ours) for cell in cells],
-        f"the paper's {comparison.label(method)}": [percent(cell.paper) for cell in cells],
-        "difference": [percent(cell.difference, signed=True) for cell in cells],
+        label: texts(cell.ours for cell in cells),
+        f"the paper's {comparison.label(method)}": texts(cell.paper for cell in cells),
+        "difference": texts((cell.difference for cell in cells), signed=True),
     }
     body = "".join(
         f'<tr><th scope="row" class="wide">{escape(name)}</th>'
@@ -82,7 +87,7 @@ def paper_table(label: str, comparison: Comparison) -> str:
     return _table(
         f"<tr><th></th>{''.join(groups)}</tr><tr><th></th>{''.join(headings)}</tr>",
         body,
-        caption=comparison.title,
+        caption=f"{comparison.title}{comparison.units}",
     )
 
 

@@ -1,0 +1,391 @@
+"""Tables and figures out of a protocol's parts: rows of runs, columns that name numbers of parts, figures of parts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from robustfast.data import load
+from robustfast.errors import UserError
+from robustfast.evaluation.comparison import Cell, Column, Comparison
+from robustfast.evaluation.parts import Part, Request, document_path, evaluate_parts
+from robustfast.evaluation.protocols import PROTOCOLS
+from robustfast.evaluation.reproducible import (
+    Evaluation,
+    Plan,
+    PlannedRun,
+    Reproducible,
+    Result,
+    Scale,
+    at_scale,
+)
+from robustfast.evaluation.run_record import RunRecord
+from robustfast.training.config import TrainConfig
+from robustfast.training.presets import PRESETS
+
+__all__ = ["Lead", "PartTable", "PartsEvaluation", "Row", "Wanted"]
+
+SMOKE_MODELS = {
+    "resnet18": "narrow_resnet",
+    "preact_resnet18": "wide_resnet10_1",
+    "wide_resnet34_10": "wide_resnet10_1",
+}
+"""Backbones that the smoke scale puts in the place of larger ones: a protocol of nine attacks takes hours of those."""
+
+SMOKE_IMAGE_SIZE = 64
+"""Side of image files there, where the preset's is larger."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of one table.
+
+    Attributes:
+        label: as the paper prints it.
+        preset: trains it; None where the method is not here and the row is the paper's alone.
+        printed: column key to the number as printed (percent, fraction or count), or to (mean, spread) of several runs.
+        settings: fields of the preset's objective that are otherwise.
+        fields: fields of the preset that are.
+    """
+
+    label: str
+    preset: str | None = None
+    printed: Mapping[str, float | tuple[float, float]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self) -> TrainConfig | None:
+        """At the paper's scale; None for a row that is not trained here."""
+        if self.preset is None or self.preset not in PRESETS:
+            return None
+        preset = PRESETS[self.preset]
+        return replace(preset, objective=replace(preset.objective, **self.settings), **self.fields)
+
+    @property
+    def run(self) -> str:
+        """What its run is called."""
+        changed = [*self.settings.values(), *self.fields.values()]
+        return "-".join(map(str, [self.preset, *changed]))
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The row whose parts draw a figure, or that alone has a table.
+
+    Attributes:
+        row: which.
+        parts: what is made of it beside the table's own.
+        figures: of its figures those whose file names contain one of these words; none are all of them.
+    """
+
+    row: str
+    parts: tuple[str, ...]
+    figures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is made of one run.
+
+    Attributes:
+        parts: names, none are none.
+        source, against: other rows that these take.
+    """
+
+    parts: tuple[str, ...] = ()
+    source: str | None = None
+    against: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PartsEvaluation(Evaluation):
+    """A protocol of parts.
+
+    Attributes:
+        protocol: its name.
+        wanted: row to what is made of it.
+        labels: row to what it is called in figures.
+        costs: part to F per test image at most: attacks leave an image alone that is fooled.
+    """
+
+    protocol: str
+    wanted: Mapping[str, Wanted]
+    labels: Mapping[str, str]
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def waits(self) -> bool:  # type: ignore[override]
+        return any(wanted.source or wanted.against for wanted in self.wanted.values())
+
+    def finished(self, run: PlannedRun, plan: Plan) -> Mapping[str, Any] | None:
+        parts = set(self.wanted[run.method].parts)
+        last = run.path / "checkpoints" / "last.pt"
+        if not parts:
+            return {} if _epochs(run) == run.config.epochs and last.exists() else None
+        for whole in (True,) if plan.images is None else (False, True):
+            try:
+                document = json.loads(document_path(run.path, self.protocol, whole=whole).read_text())
+                total = document["images_in_split"]
+                fits = (
+                    document["checkpoint"] == {"name": "last", "epoch": run.config.epochs}
+                    and document["images"] == min(plan.images or total, total)
+                    and all({"key", "numbers"} <= set(document["parts"][part]) for part in parts)
+                )
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if fits:
+                return document
+        return None
+
+    def make(self, run: PlannedRun, plan: Plan, console: Console) -> Mapping[str, Any]:
+        wanted, config = self.wanted[run.method], run.config
+        if not wanted.parts:
+            return {}
+        paths = {other.method: other.path for other in plan.runs}
+        images = plan.images
+        if images is not None:
+            test = load(config.dataset, "test", config.data_dir, image_size=config.image_size)
+            images = min(images, len(test))
+        console.print(f"\n{self.labels[run.method]}: {run.path}, protocol {self.protocol}", style="bold")
+        request = Request(
+            parts=wanted.parts,
+            images=images,
+            device=config.device,
+            data_dir=config.data_dir,
+            source=None if wanted.source is None else str(paths[wanted.source]),
+            against=tuple(f"{self.labels[row]}={paths[row]}" for row in wanted.against),
+            seed=config.seed,
+        )
+        return evaluate_parts(run.path, self.protocol, PROTOCOLS[self.protocol], request, console=console)
+
+    def passes(self, run: PlannedRun, plan: Plan) -> float:
+        return sum(self.costs.get(part, 0.0) for part in self.wanted[run.method].parts)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"protocol": self.protocol}
+
+
+@dataclass(frozen=True)
+class PartTable(Reproducible):
+    """A table, a figure, or both.
+
+    Attributes:
+        name: as the command line takes it.
+        title: what it shows.
+        protocol: whose parts.
+        rows: the methods, in the paper's order.
+        columns: keys are paths through a part's numbers, PART.KEY.KEY; a number in a path counts along a list.
+        parts: further parts of every row, behind a figure.
+        source: the row on whose model black-box images are made; it has none of those parts itself.
+        against: rows that stand beside each other one, where a part takes such.
+        lead: see there.
+        costs: as of `PartsEvaluation`.
+        caveat: what a reader must know of the printed numbers.
+        smoke_settings: of objectives, at the smoke scale, where they have such fields.
+    """
+
+    name: str
+    title: str
+    protocol: str
+    rows: Mapping[str, Row]
+    columns: tuple[Column, ...] = ()
+    parts: tuple[str, ...] = ()
+    source: str | None = None
+    against: tuple[str, ...] = ()
+    lead: Lead | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
+    caveat: str = ""
+    smoke_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def data(self) -> str:  # type: ignore[override]
+        first = next(config for row in self.rows.values() if (config := row.config()) is not None)
+        return f"{first.dataset}-{self.protocol}"
+
+    def configs(self, folder: Path) -> dict[str, tuple[str, TrainConfig]]:
+        found = {}
+        for name, row in self.rows.items():
+            if row.preset is None:
+                continue
+            config = row.config()
+            if config is None:
+                raise UserError(
+                    f"{self.name} needs the preset {row.preset}, which this version does not have"
+                )
+            found[name] = (row.run, config)
+        self._parts()
+        return found
+
+    def scaled(self, config: TrainConfig, scale: Scale) -> TrainConfig:
+        if not scale.smoke:
+            return at_scale(config, scale)
+        known = {entry.name for entry in fields(config.objective)}
+        settings = {name: value for name, value in self.smoke_settings.items() if name in known}
+        size = config.image_size
+        config = replace(
+            config,
+            model=_smoke_model(config.model),
+            image_size=None if size is None else min(size, SMOKE_IMAGE_SIZE),
+            objective=replace(config.objective, **settings),
+        )
+        return at_scale(config, scale)
+
+    def note(self, scale: Scale) -> str:
+        said = [self.caveat]
+        if scale.smoke:
+            models = dict.fromkeys(config.model for row in self.rows.values() if (config := row.config()))
+            small = [
+                f"{_smoke_model(model)} in place of {model}"
+                for model in models
+                if _smoke_model(model) != model
+            ]
+            said += [f"Backbones: {', '.join(small)}."] if small else []
+        return " ".join(filter(None, said))
+
+    def label(self, row: str) -> str:
+        return self.rows[row].label
+
+    def evaluation(self, scale: Scale) -> PartsEvaluation:
+        return PartsEvaluation(
+            self.protocol,
+            {name: self._wanted(name) for name, row in self.rows.items() if row.preset is not None},
+            {name: row.label for name, row in self.rows.items()},
+            self.costs,
+        )
+
+    def result(self, plan: Plan, found: Mapping[str, Mapping[str, Any]], folder: Path) -> Result:
+        numbers = {
+            name: {part: document["parts"][part]["numbers"] for part in self._wanted(name).parts}
+            for name, document in found.items()
+        }
+        drawn = self._copied(plan, found, folder) if self.lead is not None else []
+        values = {"numbers": numbers} if not self.columns or self.lead is not None else {}
+        comparison = self._compared(numbers) if self.columns else None
+        return Result(comparison, values, drawn)
+
+    def beside(self, run: RunRecord) -> tuple[TrainConfig, Comparison] | None:
+        for name, row in self.rows.items():
+            preset = row.config()
+            if preset is None or not row.printed or not self.columns:
+                continue
+            if any(getattr(preset, key) != getattr(run.config, key) for key in _IDENTITY):
+                continue
+            try:
+                document = json.loads(document_path(run.path, self.protocol).read_text())
+                numbers = {part: stored["numbers"] for part, stored in document["parts"].items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                return None
+            comparison = self._compared({name: numbers}).row(name)
+            if any(cell.ours is not None for cell in comparison.rows[name]):
+                return preset, comparison
+        return None
+
+    def _parts(self) -> dict[str, Part]:
+        """The protocol's parts by name; refuses a table that needs others."""
+        known = {part.name: part for part in PROTOCOLS.get(self.protocol, ())}
+        wanted = [*_first(self.columns), *self.parts, *(self.lead.parts if self.lead else ())]
+        if missing := [name for name in dict.fromkeys(wanted) if name not in known]:
+            raise UserError(
+                f"{self.name} needs part {missing[0]} of protocol {self.protocol}, which this version does not have"
+            )
+        return known
+
+    def _wanted(self, row: str) -> Wanted:
+        known = self._parts()
+        source = None if row == self.source else self.source
+        against = tuple(other for other in self.against if other != row)
+        names = [*_first(self.columns), *self.parts]
+        if self.lead is not None:
+            names = [*names, *self.lead.parts] if row == self.lead.row else list(self.parts)
+        given = {"source": source, "against": against}
+        parts = tuple(
+            name
+            for name in dict.fromkeys(names)
+            if all(given[need] for need in known[name].needs if need in given)
+        )
+        taken = {field for name in parts for field in (*known[name].needs, *known[name].takes)}
+        return Wanted(parts, source if "source" in taken else None, against if "against" in taken else ())
+
+    def _compared(self, numbers: Mapping[str, Mapping[str, Any]]) -> Comparison:
+        def cell(name: str, column: Column) -> Cell:
+            printed = self.rows[name].printed.get(column.key)
+            mean, spread = printed if isinstance(printed, tuple) else (printed, None)
+            scale = 100 if column.unit == "percent" else 1
+            return Cell(
+                ours=_number(numbers.get(name, {}), column.key),
+                paper=None if mean is None else mean / scale,
+                spread=None if spread is None else spread / scale,
+            )
+
+        rows = {name: tuple(cell(name, column) for column in self.columns) for name in self.rows}
+        # Of a table that one row has alone, the others are there to be compared with in its figure.
+        rows = {
+            name: cells
+            for name, cells in rows.items()
+            if any(entry.ours is not None or entry.paper is not None for entry in cells)
+        }
+        return Comparison(
+            self.title, self.columns, rows, {name: row.label for name, row in self.rows.items()}
+        )
+
+    def _copied(self, plan: Plan, found: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+        """The lead's figures, copied to where the table's numbers go."""
+        assert self.lead is not None
+        run = next(run for run in plan.runs if run.method == self.lead.row)
+        document = found[self.lead.row]
+        drawn = [
+            run.path / name
+            for part in self.lead.parts
+            for name in document["parts"][part]["figures"]
+            if not self.lead.figures or any(word in Path(name).stem for word in self.lead.figures)
+        ]
+        copies = []
+        for file in drawn:
+            stem = (
+                self.name if len(drawn) == 1 else f"{self.name}-{file.stem.removeprefix(self.protocol + '-')}"
+            )
+            copies.append(folder / f"{stem}{file.suffix}")
+            try:
+                shutil.copyfile(file, copies[-1])
+            except OSError as error:
+                raise UserError(
+                    f"cannot copy {file} to {copies[-1]}: {error.strerror}; delete {run.path / 'evaluation'} and run "
+                    f"this again"
+                ) from error
+        return copies
+
+
+_IDENTITY = ("dataset", "model", "network", "method", "objective")
+
+
+def _first(columns: tuple[Column, ...]) -> list[str]:
+    """The parts that columns take their numbers from."""
+    return list(dict.fromkeys(column.key.partition(".")[0] for column in columns))
+
+
+def _number(numbers: Mapping[str, Any], key: str) -> float | None:
+    """What a path leads to; None where it leads nowhere."""
+    found: Any = numbers
+    for step in key.split("."):
+        if isinstance(found, list):
+            found = found[int(step)] if step.isdecimal() and int(step) < len(found) else None
+        else:
+            found = found.get(step) if isinstance(found, Mapping) else None
+    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
+def _smoke_model(model: str) -> str:
+    if model.startswith(("inception", "resnetv2")):
+        return "wide_resnet10_1"
+    return SMOKE_MODELS.get(model, model)
+
+
+def _epochs(run: PlannedRun) -> int:
+    metrics = run.path / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
