@@ -16,13 +16,15 @@ from robustfast.training.run_folder import Run
 
 __all__ = ["Tap", "beside", "run_label", "tap", "untapped"]
 
+NOT_NORMALISED = "not normalised"
+
 
 @dataclass(frozen=True)
 class Tap:
     """The features that the analyses look at.
 
     Attributes:
-        where: in words: before or after a normalisation, of which encoder.
+        where: "unit norm" after that normalisation, else "not normalised": the output of the encoder as it is.
         feature: images [B, C, H, W] -> [B, H].
         model: images -> logits [B, K], the classifier on these features.
     """
@@ -46,7 +48,7 @@ def tap(network: Network) -> Tap:
     if reason := _several(network):
         raise UserError(reason)
     (encoder,) = network.encoders().values()
-    return Tap("encoder output, not normalised", encoder, network)
+    return Tap(NOT_NORMALISED, encoder, network)
 
 
 def untapped(run: Run) -> str | None:
@@ -60,22 +62,22 @@ def run_label(run: Run) -> str:
 
 
 def beside(context: PartContext) -> dict[str, Run]:
-    """This run, then those of --against, by label.
+    """The runs of --against, then this one, by label: the paper's order.
 
     Raises:
         UserError: one of another data set or with more than one encoder, or a label twice.
     """
-    runs = {run_label(context.run): context.run}
-    for label, run in context.others().items():
-        if label in runs:
+    own = run_label(context.run)
+    runs = context.others()
+    for label, run in runs.items():
+        if label == own:
             raise UserError(
                 f"--against: {label} is this run's own name; give another one as LABEL={run.path}"
             )
         check_same_data(context, f"--against {label}", run.config.dataset)
         if reason := untapped(run):
             raise UserError(f"--against {label}: {reason}")
-        runs[label] = run
-    return runs
+    return {**runs, own: context.run}
 
 
 def _several(network: Network) -> str | None:
