@@ -20,7 +20,7 @@ from robustfast.command_line import main_wrapper, parse
 from robustfast.data import load
 from robustfast.evaluation.cost import passes_left, seconds_per_pass
 from robustfast.evaluation.papers import ITEMS, PAPERS
-from robustfast.evaluation.reduced_data import FORMATS, reduced_data
+from robustfast.evaluation.reduced_data import REDUCIBLE, reduced_data
 from robustfast.evaluation.reproducible import SCALES, Plan, PlannedRun, Result
 from robustfast.evaluation.reproduction import finished_epochs, plan
 from robustfast.evaluation.tables import comparison_markdown, comparison_table
@@ -100,7 +100,7 @@ def _plan(arguments: Arguments) -> Plan:
     scale = SCALES[arguments.scale]
     if scale.smoke:
         train, test = scale.kept(item.scaled(first, scale).model)
-    if scale.smoke and first.dataset in FORMATS:
+    if scale.smoke and first.dataset in REDUCIBLE:
         data = reduced_data(first.dataset, data, folder / "data" / item.data, train=train, test=test)
     return plan(
         arguments.table,

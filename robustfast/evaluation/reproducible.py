@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 
 from robustfast.evaluation.comparison import Comparison
-from robustfast.evaluation.reduced_data import FORMATS
+from robustfast.evaluation.reduced_data import REDUCIBLE, TREES
 from robustfast.evaluation.run_record import RunRecord
 from robustfast.objectives import OBJECTIVES
 from robustfast.registry import lookup
@@ -162,7 +162,8 @@ class Plan:
         config = self.runs[0].config
         if self.scale.smoke:
             train, test = self.scale.kept(config.model)
-            kept = f"{train}" if config.dataset in FORMATS else "all"
+            kept = f"{train}" if config.dataset in REDUCIBLE else "all"
+            kept += " (or two of each class)" if config.dataset in TREES else ""
             text = (
                 f"scale {self.scale.name}: {kept} training images, 1 epoch, {test} test images, {SMOKE_STEPS} attack "
                 f"steps. It shows that everything runs; the numbers say nothing about the method."
@@ -232,9 +233,7 @@ class Reproducible(ABC):
         return at_scale(config, scale)
 
     def images(self, scale: Scale, config: TrainConfig) -> int | None:
-        """How many test images are evaluated; None is all that there are, of a reduced data set those that it keeps."""
-        if scale.smoke and config.dataset not in FORMATS:
-            return scale.kept(config.model)[1]
+        """How many test images are evaluated; None is all that there are, or that the smoke scale keeps."""
         return scale.test_images
 
     def note(self, scale: Scale) -> str:
@@ -257,6 +256,8 @@ def at_scale(config: TrainConfig, scale: Scale) -> TrainConfig:
             batch_size=min(config.batch_size, train // 2),
             attack=replace(config.attack, steps=SMOKE_STEPS),
             validate_every=0,
+            early_stop=0,
+            hold_out=0,
         )
     if scale.epochs == 1:
         return config

@@ -2,14 +2,18 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from robustfast.data import Dataset, load
+from robustfast.data.imagenette import CLASSES as CLASS_NAMES
 from robustfast.errors import UserError
 from robustfast.evaluation.reduced_data import FORMATS, reduced_data
 
-SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "svhn": (3, 32, 32)}
 CLASSES = {
     "mnist": tuple("0123456789"),
+    "svhn": tuple("0123456789"),
+    "cifar100": tuple(f"class {number}" for number in range(100)),
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 
@@ -19,7 +23,7 @@ def made(name, images, seed):
     return Dataset(
         name=name,
         images=torch.randint(0, 256, (images, *SHAPES[name]), dtype=torch.uint8, generator=draws),
-        labels=torch.randint(0, 10, (images,), generator=draws),
+        labels=torch.randint(0, len(CLASSES[name]), (images,), generator=draws),
         classes=CLASSES[name],
     )
 
@@ -80,5 +84,47 @@ def test_missing_data_is_one_line(tmp_path):
 
 
 def test_unknown_format(tmp_path):
-    with pytest.raises(UserError, match="unknown reducible data set 'svhn'"):
-        reduced_data("svhn", tmp_path, tmp_path / "few", train=1, test=1)
+    with pytest.raises(UserError, match="unknown reducible data set 'digits'"):
+        reduced_data("digits", tmp_path, tmp_path / "few", train=1, test=1)
+
+
+def drawn(path, shade):
+    """An image file of one grey level."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (shade, shade, shade)).save(path, "JPEG")
+
+
+def test_a_folder_for_each_class_keeps_two_of_each(tmp_path):
+    wnids = sorted(CLASS_NAMES)
+    for split in ("train", "val"):
+        for label, wnid in enumerate(wnids):
+            for number in range(6):
+                drawn(tmp_path / "imagenette2" / split / wnid / f"{wnid}_{number}.JPEG", 20 * label)
+    folder = reduced_data("imagenette", tmp_path, tmp_path / "few", train=30, test=4)
+    for split, count in (("train", 30), ("test", 20)):
+        images = load("imagenette", split, folder, image_size=8)
+        assert torch.bincount(images.labels, minlength=10).tolist() == [count // 10] * 10
+        assert [file.parent.name for file in images.files] == [
+            wnids[label] for label in images.labels.tolist()
+        ]
+
+
+def test_tiny_imagenet_is_read_back_with_its_lists(tmp_path):
+    root = tmp_path / "tiny-imagenet-200"
+    wnids = ("n01", "n02", "n03")
+    lines = []
+    for label, wnid in enumerate(wnids):
+        for number in range(5):
+            drawn(root / "train" / wnid / "images" / f"{wnid}_{number}.JPEG", 40 * label)
+            drawn(root / "val" / "images" / f"val_{5 * label + number}.JPEG", 40 * label)
+            lines.append(f"val_{5 * label + number}.JPEG\t{wnid}\t0\t0\t7\t7\n")
+    (root / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in reversed(wnids)))
+    (root / "words.txt").write_text("".join(f"{wnid}\tname of {wnid}\n" for wnid in wnids))
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    folder = reduced_data("tiny_imagenet", tmp_path, tmp_path / "few", train=9, test=1)
+    for split, count in (("train", 9), ("test", 6)):
+        images = load("tiny_imagenet", split, folder, image_size=8)
+        assert len(images) == count
+        assert images.classes == tuple(f"name of {wnid}" for wnid in wnids)
+        shades = images.decode().images[:, 0, 0, 0].int()
+        assert (shades - 40 * images.labels).abs().max() <= 3

@@ -91,9 +91,7 @@ _TABLE1_PRINTED: Mapping[str, Mapping[str, tuple[float | None, ...]]] = {
     },
     "digits": {"nt": (), "at": (), "trades": (), "dcgan": (), "wgan": ()},
 }
-_TABLE1_CAVEAT = (
-    "Black-box images are made on the NT run, so its own row has none; the paper has those of another such network."
-)
+_TABLE1_CAVEAT = "Black-box images are made on the NT run, so its own row has none (in the paper they are another network's)."
 
 _ATTACKS = {
     "pgd-linf": "PGD-linf",

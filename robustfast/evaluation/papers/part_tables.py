@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -125,15 +125,16 @@ class PartsEvaluation(Evaluation):
 
     def finished(self, run: PlannedRun, plan: Plan) -> Mapping[str, Any] | None:
         parts = set(self.wanted[run.method].parts)
-        last = run.path / "checkpoints" / "last.pt"
+        if _epochs(run) < run.config.epochs:
+            return None
         if not parts:
-            return {} if _epochs(run) == run.config.epochs and last.exists() else None
-        for whole in (True,) if plan.images is None else (False, True):
+            return {}
+        for whole in (True, False):
             try:
                 document = json.loads(document_path(run.path, self.protocol, whole=whole).read_text())
                 total = document["images_in_split"]
                 fits = (
-                    document["checkpoint"] == {"name": "last", "epoch": run.config.epochs}
+                    document["checkpoint"]["name"] == _checkpoint(run)
                     and document["images"] == min(plan.images or total, total)
                     and all({"key", "numbers"} <= set(document["parts"][part]) for part in parts)
                 )
@@ -156,6 +157,7 @@ class PartsEvaluation(Evaluation):
         request = Request(
             parts=wanted.parts,
             images=images,
+            checkpoint=_checkpoint(run),
             device=config.device,
             data_dir=config.data_dir,
             source=None if wanted.source is None else str(paths[wanted.source]),
@@ -235,6 +237,9 @@ class PartTable(Reproducible):
             objective=replace(config.objective, **settings),
         )
         return at_scale(config, scale)
+
+    def images(self, scale: Scale, config: TrainConfig) -> int | None:
+        return scale.kept(config.model)[1] if scale.smoke else scale.test_images
 
     def note(self, scale: Scale) -> str:
         said = [self.caveat]
@@ -384,6 +389,11 @@ def _smoke_model(model: str) -> str:
     if model.startswith(("inception", "resnetv2")):
         return "wide_resnet10_1"
     return SMOKE_MODELS.get(model, model)
+
+
+def _checkpoint(run: PlannedRun) -> Literal["last", "best"]:
+    """The best weights where the configuration has them chosen by images that were set aside, else the last."""
+    return "best" if run.config.early_stop else "last"
 
 
 def _epochs(run: PlannedRun) -> int:
