@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robustfast.errors import UserError
-from robustfast.evaluation.afd.attacked import check_same_data
 from robustfast.evaluation.parts import PartContext
 from robustfast.models import Network
 from robustfast.models.one_way import OneWay
@@ -74,7 +73,10 @@ def beside(context: PartContext) -> dict[str, Run]:
             raise UserError(
                 f"--against: {label} is this run's own name; give another one as LABEL={run.path}"
             )
-        check_same_data(context, f"--against {label}", run.config.dataset)
+        if (theirs := run.config.dataset) != (ours := context.run.config.dataset):
+            raise UserError(
+                f"--against {label}: trained on {theirs}, this run on {ours}; name runs of {ours}"
+            )
         if reason := untapped(run):
             raise UserError(f"--against {label}: {reason}")
     return {**runs, own: context.run}
