@@ -39,7 +39,16 @@ from robustfast.training.held_out import spread
 from robustfast.training.run_folder import Run, RunFolder, load_run
 from robustfast.training.threads import cpu_threads
 
-__all__ = ["Part", "PartContext", "PartResult", "Request", "document_path", "evaluate_parts", "part_numbers"]
+__all__ = [
+    "Part",
+    "PartContext",
+    "PartResult",
+    "Request",
+    "document_path",
+    "evaluate_parts",
+    "labelled",
+    "part_numbers",
+]
 
 
 @dataclass(frozen=True)
@@ -182,7 +191,7 @@ class PartContext:
         """The runs behind ``--against`` by label, the last part of the path where none is given."""
         return {
             label: load_run(path, which=self.request.checkpoint, device=self.device)
-            for label, path in map(_labelled, self.request.against)
+            for label, path in map(labelled, self.request.against)
         }
 
     def _load(self, split: str) -> Dataset | ImageFiles:
@@ -354,6 +363,7 @@ def _key(part: Part, context: PartContext, weights: str) -> str:
     )
 
 
-def _labelled(text: str) -> tuple[str, Path]:
+def labelled(text: str) -> tuple[str, Path]:
+    """Label and path of one entry of ``--against``."""
     label, equals, path = text.partition("=")
     return (label, Path(path)) if equals else (Path(text).name, Path(text))

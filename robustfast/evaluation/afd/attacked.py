@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustfast.attacks import Attack
 from robustfast.errors import UserError
+from robustfast.evaluation.afd.taps import run_label
 from robustfast.evaluation.attack_names import NamedAttack
 from robustfast.evaluation.model_digests import code_digest, weights_digest
 from robustfast.evaluation.parts import PartContext, document_path
@@ -22,7 +23,15 @@ from robustfast.evaluation.sweep_tables import eps_labels
 from robustfast.evaluation.tables import percent
 from robustfast.training.run_folder import Run
 
-__all__ = ["MadeOn", "attacked_way", "check_same_data", "configurations", "nominal_table", "swept"]
+__all__ = [
+    "MadeOn",
+    "add_accuracies",
+    "attacked_way",
+    "check_same_data",
+    "configurations",
+    "plain_table",
+    "swept",
+]
 
 
 @dataclass(frozen=True)
@@ -119,18 +128,26 @@ def check_same_data(context: PartContext, named: str, dataset: str) -> None:
         raise UserError(f"{named}: trained on {dataset}, this run on {ours}; name runs of {ours}")
 
 
-def nominal_table(title: str, accuracy: Mapping[str, float], eps: Mapping[str, tuple[str, float]]) -> Table:
+def plain_table(context: PartContext, heading: str) -> Table:
+    """An empty table; its heading goes to the console now, where it may be longer than the table is wide."""
+    context.console.print(
+        f"{run_label(context.run)}: {context.run.config.dataset}, {context.images} test images, {heading}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return Table(box=box.SIMPLE_HEAD)
+
+
+def add_accuracies(table: Table, accuracy: Mapping[str, float], eps: Mapping[str, tuple[str, float]]) -> None:
     """Accuracies in percent side by side, as in table 1.
 
     Args:
-        title: over the table.
+        table: without columns.
         accuracy: column to a fraction.
         eps: column to norm and radius, of those that have one.
     """
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name in accuracy:
         norm, radius = eps.get(name, ("", 0.0))
         below = f"\n{norm} {eps_labels([radius])[0]}" if norm else ""
         table.add_column(f"{name}{below}", justify="right")
     table.add_row(*map(percent, accuracy.values()))
-    return table

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from robustfast.evaluation.afd import grids
-from robustfast.evaluation.afd.attacked import MadeOn, check_same_data, configurations, nominal_table, swept
+from robustfast.evaluation.afd.attacked import (
+    MadeOn,
+    add_accuracies,
+    check_same_data,
+    configurations,
+    plain_table,
+    swept,
+)
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.sweep_settings import SweepAttack
 from robustfast.training.run_folder import RunFolder
@@ -32,9 +39,9 @@ def _make(context: PartContext) -> PartResult:
     )
     accuracy = {name: document["attacks"][named.name]["accuracy"][-1] for name, (named, _) in chosen.items()}
     numbers = {**accuracy, "clean": document["natural"], "attacks": configurations(document)}
-    table = nominal_table(
-        f"{context.path.name} on images made on {spec}: {context.run.config.dataset}, {context.images} test images "
-        f"(percent; AFD, table 1)",
+    table = plain_table(context, f"images made on {spec}, accuracy in percent (AFD, table 1)")
+    add_accuracies(
+        table,
         {"clean": document["natural"], **accuracy},
         {name: (named.norm, eps) for name, (named, eps) in chosen.items()},
     )

@@ -5,59 +5,69 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from robustfast.errors import UserError
-from robustfast.evaluation.afd.attacked import attacked_way, check_same_data
-from robustfast.evaluation.afd.sweeps import TITLES, curve, panels
+from robustfast.evaluation.afd.attacked import attacked_way, check_same_data, plain_table
+from robustfast.evaluation.afd.sweeps import AREAS, TITLES, curve, panels
 from robustfast.evaluation.afd.taps import run_label
 from robustfast.evaluation.model_digests import weights_digest
-from robustfast.evaluation.parts import Part, PartContext, PartResult, part_numbers
-from robustfast.training.run_folder import Run
+from robustfast.evaluation.parts import Part, PartContext, PartResult, Request, labelled, part_numbers
+from robustfast.training.run_folder import Run, load_run
 from robustfast.visualization.accuracy_panels import accuracy_panels
 
 __all__ = ["CURVES"]
 
+PROTOCOL = "afd"
+
+
+class _Curves(Part):
+    """Cannot be made before the sweeps of the other runs are."""
+
+    def obstacle(self, run: Run, request: Request) -> str | None:
+        reason = super().obstacle(run, request)
+        for _, path in [] if reason else map(labelled, request.against):
+            other = load_run(path, which=request.checkpoint, device=request.device)
+            if _sweeps(other, request) is None:
+                of = f"{request.images} images" if request.images else "all images"
+                return f"needs the part sweeps of {path}, of {of} and its {request.checkpoint} checkpoint: make it first"
+        return reason
+
 
 def _make(context: PartContext) -> PartResult:
     """Numbers: "attacks" by name, each with its "norm" and by label of the run "eps", "accuracy" (on both grids) and
-    the areas "printed" and "corrected"; "without": label to why a run of --against is not among them."""
-    runs, without = {}, {}
+    the areas "printed" and "corrected"."""
     own = run_label(context.run)
-    for label, run in context.others().items():
-        check_same_data(context, f"--against {label}", run.config.dataset)
-        found = part_numbers(run.path, context.protocol, "sweeps", whole=context.whole)
-        if label == own:
-            raise UserError(
-                f"--against: {label} is this run's own name; give another one as LABEL={run.path}"
-            )
-        if reason := _unfit(found, run, context):
-            without[label] = reason
-            context.console.print(f"{label}: left out, {reason}", markup=False, soft_wrap=True)
-        else:
-            runs[label] = found["attacks"]  # type: ignore[index]  # None is unfit
+    others = context.others()
+    if own in others:
+        raise UserError(
+            f"--against: {own} is this run's own name; give another one as LABEL={others[own].path}"
+        )
+    runs = {}
     # This run last, as in the paper.
-    if reason := _unfit(context.earlier.get("sweeps"), context.run, context):
-        raise UserError(f"part curves: {reason}; name sweeps with --parts too")
-    runs[own] = context.earlier["sweeps"]["attacks"]
+    for label, run in {**others, own: context.run}.items():
+        check_same_data(context, f"--against {label}", run.config.dataset)
+        found = _sweeps(run, context.request)
+        if found is None:
+            raise UserError(
+                f"part curves draws the part sweeps, which {run.path} has not: name both with --parts"
+            )
+        runs[label] = found["attacks"]
     title = f"{context.run.config.dataset}, {context.images} test images"
     figure = accuracy_panels(panels(runs), context.figure("curves"), title=title)
     attacks = {name: {"norm": runs[own][name]["norm"], "runs": _beside(runs, name)} for name in TITLES}
-    return PartResult(
-        {"attacks": attacks, "without": without}, [_areas(title, attacks, list(runs))], [figure]
-    )
+    return PartResult({"attacks": attacks}, [_areas(context, attacks, list(runs))], [figure])
 
 
-def _unfit(found: Mapping[str, Any] | None, run: Run, context: PartContext) -> str | None:
-    """Why a run's sweeps cannot stand in the figure; None where they can."""
-    images = "" if context.whole else f" of {context.images} images"
-    if found is None:
-        return f"the part sweeps of {run.path}{images} is not there"
-    if found["weights"] != weights_digest(attacked_way(run)):
-        return f"the part sweeps of {run.path} is of other weights than its checkpoint"
-    if found["images"] != context.images:
-        return f"the part sweeps of {run.path} is of {found['images']} images, expected {context.images}"
+def _sweeps(run: Run, request: Request) -> dict[str, Any] | None:
+    """What the part sweeps found of these weights on as many images; None where it was not made."""
+    weights = weights_digest(attacked_way(run))
+    for whole in (True, False):
+        found = part_numbers(run.path, PROTOCOL, "sweeps", whole=whole)
+        if found is None or found["weights"] != weights:
+            continue
+        if found["images"] == (request.images or found["images_in_split"]):
+            return found
     return None
 
 
@@ -73,27 +83,21 @@ def _beside(runs: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, dict[
     return found
 
 
-def _areas(title: str, attacks: Mapping[str, Any], labels: list[str]) -> Table:
-    table = Table(
-        title=f"{title}: area under the accuracy in [0, 1] over eps / (largest eps), on the printed grid and in "
-        f"brackets on the corrected one (AFD, table 2)",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-    )
-    table.add_column("")
-    for name in attacks:
-        table.add_column(TITLES[name], justify="right")
+def _areas(context: PartContext, attacks: Mapping[str, Any], labels: list[str]) -> Table:
+    table = plain_table(context, AREAS)
+    table.add_column("attack")
     for label in labels:
-        cells = []
-        for attack in attacks.values():
-            found = attack["runs"][label]
-            corrected = "" if found["corrected"] is None else f" ({found['corrected']:.3f})"
-            cells.append(f"{found['printed']:.3f}{corrected}")
-        table.add_row(label, *cells)
+        table.add_column(label, justify="right")
+    for name, attack in attacks.items():
+        for kind in ("printed", "corrected"):
+            found = [attack["runs"][label][kind] for label in labels]
+            if None not in found:
+                heading = TITLES[name] if kind == "printed" else f"{TITLES[name]}, corrected grid"
+                table.add_row(heading, *(f"{area:.4f}" for area in found))
     return table
 
 
-CURVES = Part(
+CURVES = _Curves(
     "curves",
     "the sweeps of this run and of --against side by side (AFD, table 2, figures 2, A1 to A3, A5)",
     _make,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robustfast.evaluation.afd import grids
-from robustfast.evaluation.afd.attacked import configurations, nominal_table, swept
+from robustfast.evaluation.afd.attacked import add_accuracies, configurations, plain_table, swept
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.sweep_settings import SweepAttack
 
@@ -24,11 +24,8 @@ def _make(context: PartContext) -> PartResult:
         name: document["attacks"][named.name]["accuracy"][-1] for name, (named, _) in attacks.items()
     }
     numbers = {**accuracy, "attacks": configurations(document), "warnings": document["warnings"]}
-    table = nominal_table(
-        f"{context.path.name}: {context.run.config.dataset}, {context.images} test images (percent; AFD, table 1)",
-        accuracy,
-        {name: (named.norm, eps) for name, (named, eps) in attacks.items()},
-    )
+    table = plain_table(context, "accuracy in percent (AFD, table 1)")
+    add_accuracies(table, accuracy, {name: (named.norm, eps) for name, (named, eps) in attacks.items()})
     return PartResult(numbers, [table])
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from robustfast.evaluation.afd import grids
-from robustfast.evaluation.afd.attacked import configurations, swept
+from robustfast.evaluation.afd.attacked import configurations, plain_table, swept
+from robustfast.evaluation.afd.taps import run_label
 from robustfast.evaluation.grids import area
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.sweep_settings import SweepAttack
 from robustfast.evaluation.sweep_tables import eps_labels
 from robustfast.visualization.accuracy_panels import Panel, accuracy_panels
 
-__all__ = ["SWEEPS", "TITLES", "curve", "panels"]
+__all__ = ["AREAS", "SWEEPS", "TITLES", "curve", "panels"]
 
 TITLES = {
     "pgd-linf": "PGD-linf",
@@ -31,11 +31,14 @@ TITLES = {
 }
 """What the paper calls its attacks, in the order of table 2."""
 
+AREAS = "area under the accuracy in [0, 1] over eps / (largest eps) (AFD, table 2)"
+"""What the tables of areas show."""
+
 
 def _make(context: PartContext) -> PartResult:
     """Numbers: "attacks" by name, each with its "norm", on the grids "printed" and "corrected" (None where the printed
-    one fits) "eps", "accuracy" and "auc", and all "settings"; the model's "weights", the number of "images" and the
-    "warnings" of masked gradients."""
+    one fits) "eps", "accuracy" and "auc", and all "settings"; the model's "weights", "images", "images_in_split" and
+    the "warnings" of masked gradients."""
     known = grids.sweeps(context.run.config.dataset)
     document = swept(
         context, "sweeps", [SweepAttack(grid.named, grid.eps) for grid in known.values()], probes=True
@@ -51,10 +54,12 @@ def _make(context: PartContext) -> PartResult:
             "corrected": None if grid.corrected is None else _on(grid.corrected, by_eps),
             "settings": settings[name],
         }
-    title = f"{context.path.name}: {context.run.config.dataset}, {context.images} test images"
-    figure = accuracy_panels(panels({context.path.name: attacks}), context.figure("sweeps"), title=title)
-    numbers = {"attacks": attacks, **{name: document[name] for name in ("weights", "images", "warnings")}}
-    return PartResult(numbers, [_areas(title, attacks)], [figure])
+    label = run_label(context.run)
+    title = f"{label}: {context.run.config.dataset}, {context.images} test images"
+    figure = accuracy_panels(panels({label: attacks}), context.figure("sweeps"), title=title)
+    about = ("weights", "images", "images_in_split", "warnings")
+    numbers = {"attacks": attacks, **{name: document[name] for name in about}}
+    return PartResult(numbers, [_areas(context, attacks)], [figure])
 
 
 def curve(attack: Mapping[str, Any]) -> tuple[list[float], list[float]]:
@@ -88,12 +93,8 @@ def _on(eps: Sequence[float], by_eps: Mapping[float, float]) -> dict[str, Any]:
     return {"eps": list(eps), "accuracy": accuracy, "auc": area(eps, accuracy)}
 
 
-def _areas(title: str, attacks: Mapping[str, Any]) -> Table:
-    table = Table(
-        title=f"{title}: area under the accuracy in [0, 1] over eps / (largest eps) (AFD, table 2)",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-    )
+def _areas(context: PartContext, attacks: Mapping[str, Any]) -> Table:
+    table = plain_table(context, AREAS)
     table.add_column("attack")
     for kind in ("printed", "corrected"):
         table.add_column(f"{kind} grid")

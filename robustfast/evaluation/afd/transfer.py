@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from rich import box
-from rich.table import Table
-
 from robustfast.evaluation.afd import grids
-from robustfast.evaluation.afd.attacked import MadeOn, attacked_way, check_same_data, swept
+from robustfast.evaluation.afd.attacked import MadeOn, attacked_way, check_same_data, plain_table, swept
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.sweep_settings import SweepAttack
 from robustfast.evaluation.tables import percent
@@ -26,12 +23,7 @@ def _make(context: PartContext) -> PartResult:
     numbers = {
         label: document["attacks"][attack.named.name]["accuracy"][-1] for label, attack in attacks.items()
     }
-    table = Table(
-        title=f"{context.path.name} on images of PGD made on other runs: {context.run.config.dataset}, "
-        f"{context.images} test images (percent; AFD, table A3)",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-    )
+    table = plain_table(context, "images of PGD made on other runs, accuracy in percent (AFD, table A3)")
     table.add_column("made on")
     table.add_column("accuracy", justify="right")
     for label, accuracy in numbers.items():
