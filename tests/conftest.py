@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for warm.py, beside this file
+
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent
 HAS_GPU = torch.cuda.is_available()
@@ -71,3 +76,13 @@ def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Starts commands without the seconds that imports take."""
+    if not (hasattr(os, "fork") and hasattr(socket, "SOCK_SEQPACKET")):
+        pytest.skip("commands are forked, and this system cannot")
+    program = Warm()
+    yield program
+    program.close()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from warm import Command, Warm
 
 from robustfast.command_line import main_wrapper
 from robustfast.signals import Stopped, StopRequest, raised_on_sigterm, signal_behind
@@ -22,25 +19,8 @@ from robustfast.training.run_folder import RunFolder
 TRAIN = ["digits-st", "--batch-size", "64", "--device", "cpu", "--no-tensorboard", "--validate-every", "0"]
 
 
-@contextmanager
-def command(*argv: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """A Python process that does not outlive the block."""
-    with subprocess.Popen(
-        [sys.executable, *map(str, argv)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def wait_for(process: subprocess.Popen[str], start: str) -> None:
+def wait_for(process: Command, start: str) -> None:
     """Read what a process prints up to the line that starts so."""
-    assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(start):
             return
@@ -48,9 +28,11 @@ def wait_for(process: subprocess.Popen[str], start: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_training_finishes_its_step_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_training_finishes_its_step_and_says_how_to_go_on(
+    warm: Warm, tmp_path: Path, number: signal.Signals
+) -> None:
     run = tmp_path / "run"
-    with command("-m", "robustfast.train", *TRAIN, "--epochs", "1000", "--out", run) as process:
+    with warm.command("-m", "robustfast.train", *TRAIN, "--epochs", "1000", "--out", run) as process:
         wait_for(process, "epoch    2/1000")
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
@@ -66,9 +48,9 @@ def test_training_finishes_its_step_and_says_how_to_go_on(tmp_path: Path, number
     assert found[0]["epoch"] - 2 == sum(line.startswith("epoch ") for line in out.splitlines())
 
 
-def test_evaluation_after_training_ends_with_the_same_code(tmp_path: Path) -> None:
+def test_evaluation_after_training_ends_with_the_same_code(warm: Warm, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with command("-m", "robustfast.train", *TRAIN, "--epochs", "1", "--out", run) as process:
+    with warm.command("-m", "robustfast.train", *TRAIN, "--epochs", "1", "--out", run) as process:
         wait_for(process, "run folder: ")
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
@@ -95,9 +77,9 @@ sys.exit(main_wrapper(train.main))
 """
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_ends_at_once(warm: Warm, tmp_path: Path) -> None:
     """Also inside a step that never ends."""
-    with command("-c", HANGING, *TRAIN, "--out", tmp_path / "run") as process:
+    with warm.command("-c", HANGING, *TRAIN, "--out", tmp_path / "run") as process:
         wait_for(process, "in a step")
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)

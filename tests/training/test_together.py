@@ -6,16 +6,16 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_runs import metrics
+from warm import Command, Warm
 
 from robustfast import train
 from robustfast.command_line import main_wrapper
@@ -30,13 +30,21 @@ pytestmark = pytest.mark.skipif(
     reason="this torch is built without gloo",
 )
 
+Two = Callable[..., AbstractContextManager[list[Command]]]
+
 TRAIN = ["-m", "robustfast.train", "digits-st", "--device", "cpu", "--no-tensorboard", "--no-evaluate"]
 
 
+@pytest.fixture
+def two(warm: Warm) -> Two:
+    """`two_of` with the program that commands are forked from."""
+    return partial(two_of, warm)
+
+
 @contextmanager
-def two(
-    *argv: str | Path, environment: tuple[dict[str, str], dict[str, str]] = ({}, {})
-) -> Iterator[list[subprocess.Popen[str]]]:
+def two_of(
+    warm: Warm, *argv: str | Path, environment: tuple[dict[str, str], dict[str, str]] = ({}, {})
+) -> Iterator[list[Command]]:
     """Rank 0 and rank 1 of a world of two, each with variables of its own, which do not outlive the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,25 +56,18 @@ def two(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": f"{port}",
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *map(str, argv)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **world, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", **own},
-        )
-        for rank, own in enumerate(environment)
-    ]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                warm.command(
+                    *argv, env=os.environ | world | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} | own
+                )
+            )
+            for rank, own in enumerate(environment)
+        ]
 
 
-def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
+def ends(processes: list[Command]) -> tuple[list[int], list[str], list[str]]:
     """Exit codes, and what was printed on stdout and on stderr, by rank."""
     printed = [process.communicate(timeout=300) for process in processes]
     return (
@@ -76,7 +77,7 @@ def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], 
     )
 
 
-def test_a_mistake_that_both_make_is_said_once(tmp_path: Path) -> None:
+def test_a_mistake_that_both_make_is_said_once(two: Two, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with two(*TRAIN, "--out", tmp_path) as processes:
         codes, _, err = ends(processes)
@@ -94,7 +95,7 @@ def test_a_mistake_in_the_arguments_is_said_once_on_each_machine(
     assert capsys.readouterr().err == said
 
 
-def test_a_mistake_that_only_one_makes_ends_both(tmp_path: Path) -> None:
+def test_a_mistake_that_only_one_makes_ends_both(two: Two, tmp_path: Path) -> None:
     """The data lie where rank 0 looks for them, and not where rank 1 does."""
     image = pytest.importorskip("PIL.Image")
     for split in ("train", "test"):
@@ -113,7 +114,7 @@ def test_a_mistake_that_only_one_makes_ends_both(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_loss_that_is_not_finite_is_told_with_the_images_of_both(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_told_with_the_images_of_both(two: Two, tmp_path: Path) -> None:
     flags = ["--epochs", "4", "--lr", "1e30", "--schedule", "multistep", "--out", tmp_path / "run"]
     with two(*TRAIN, *flags) as processes:
         codes, _, err = ends(processes)
@@ -124,7 +125,7 @@ def test_a_loss_that_is_not_finite_is_told_with_the_images_of_both(tmp_path: Pat
     assert len(index.unique()) == 120
 
 
-def test_one_is_asked_to_stop_and_both_do(tmp_path: Path) -> None:
+def test_one_is_asked_to_stop_and_both_do(two: Two, tmp_path: Path) -> None:
     """And a single process goes on from where the two of them were."""
     run = tmp_path / "run"
     with two(*TRAIN, "--epochs", "60", "--validate-every", "60", "--out", run) as processes:
