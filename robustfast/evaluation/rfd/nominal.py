@@ -27,7 +27,8 @@ ATTACKS = {
 """Column to the attack behind it: PGD of 20 steps, PGD on the margin of 30, Carlini and Wagner's l2 attack of 100."""
 
 SPSA_IMAGES = 1000
-"""SPSA asks the model 25600 times for each image: it is run on so many at most, spread evenly."""
+"""SPSA asks the model up to 25600 times for each image: it is run on so many at most, spread evenly, and lets go of
+those that it has fooled."""
 
 HEADINGS = {
     "clean": "clean",
@@ -43,7 +44,11 @@ HEADINGS = {
 def _make(context: PartContext) -> PartResult:
     named = {column: parse(name) for column, name in ATTACKS.items()}
     swept = {
-        column: SweepAttack(attack, (0.0, radius(context.run, attack.norm)))
+        column: SweepAttack(
+            attack,
+            (0.0, radius(context.run, attack.norm)),
+            {"early_stop": True} if column == "spsa" else {},
+        )
         for column, attack in named.items()
     }
     with pieces(context, PART.name) as kept:
