@@ -57,7 +57,7 @@ def test_afds_own_numbers(
     rates = config.lr, config.lr * config.objective.discriminator_lr, config.lr * config.objective.encoder_lr
     assert rates == (0.1, 0.1, 0.5)
     assert config.objective.discriminator == "fc3-pd"
-    assert config.objective.returns == "success_only"
+    assert config.objective.returns == "success_only"  # the code's attack
     if method == "wgan":
         assert config.objective.gp == (1.0 if family == "cifar10-rn18-afd" else 0.0)
 

@@ -32,15 +32,16 @@ _TRADES: dict[str, Any] = {
 }
 
 _FAMILIES: dict[str, dict[str, Any]] = {
-    # Not in the paper: a minute or two on two cores.
+    # Not in the paper: less than a minute of one core. The radius is where natural training has lost most of its
+    # accuracy and adversarial training has kept most of it.
     "digits-afd": {
         **_COMMON,
         "dataset": "digits",
         "model": "digits_cnn",
-        "epochs": 40,
+        "epochs": 30,
         "batch_size": 120,
         "schedule": "onecycle",
-        "attack": AttackConfig(eps=0.1, step_size=0.03, steps=5, ramp=0.4),
+        "attack": AttackConfig(eps=0.15, step_size=0.03, steps=7, ramp=0.4),
         "validate_every": 5,
         "validate_images": 128,
         "threads": 1,
@@ -77,6 +78,10 @@ _METHODS = {
 }
 
 _EXCEPTIONS = {
+    # With clean images for all that the attack did not fool, which here are most, features move by 0.47 instead of 0.27
+    # under attack, more than those of adversarial training.
+    ("digits-afd", "dcgan"): Method("afd_dcgan", {"returns": "max_loss"}),
+    ("digits-afd", "wgan"): Method("afd_wgan", {"returns": "max_loss"}),
     ("mnist-afd", "nt"): Method("st", fields={"epochs": 20, "milestones": ()}),
     ("mnist-afd", "at"): Method("at", {"half": False}, {"epochs": 90, "milestones": (40, 80)}),
     # Their script for MNIST has no weight decay, and of its later milestones none is ever reached.
