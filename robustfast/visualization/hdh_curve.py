@@ -59,7 +59,7 @@ def draw_hdh_curve(numbers: Mapping[str, Any]) -> Figure:
         pearson = numbers["correlation"][kind]["pearson"]
         found = "no correlation" if pearson is None else f"Pearson r = {pearson:.2f}"
         axes.set_title(f"{_KINDS[kind][0]}: {found}", fontsize=9)
-        axes.set_xlabel("H$\\Delta$H distance")
+        axes.set_xlabel("HΔH distance")
         axes.set_xlim(-0.08, 2.08)
         axes.grid(color=COLOURS["grid"], linewidth=0.8)
         axes.set_axisbelow(True)
@@ -93,7 +93,7 @@ def _curves(axes: Axes, numbers: Mapping[str, Any]) -> None:
             color=SERIES[place],
             label=name,
         )
-    axes.set_ylabel("H$\\Delta$H distance")
+    axes.set_ylabel("HΔH distance")
     axes.set_ylim(-0.08, 2.08)
     axes.set_xlabel(label)
     axes.set_title(f"under {plain(numbers['attack'])}", fontsize=9)

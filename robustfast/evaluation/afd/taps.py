@@ -40,9 +40,7 @@ def tap(network: Network) -> Tap:
         UserError: a network with more than one encoder.
     """
     if isinstance(network, OneWay):
-        where = (
-            "after the normalisation to unit norm" if network.unit_norm else "encoder output, not normalised"
-        )
+        where = "unit norm" if network.unit_norm else NOT_NORMALISED
         return Tap(where, network.features, network)
     if reason := _several(network):
         raise UserError(reason)
