@@ -25,7 +25,7 @@ class Inversion:
     """Images whose representation is nearly that of others.
 
     Attributes:
-        encoder: "r" or "n".
+        encoder: the way that it feeds, "r" or "n".
         images: float32 [N, C, H, W] in [0, 1], on the CPU.
         distances: how far their representation still is, [N]: ||g(x) - g(target)||_2 / ||g(target)||_2.
     """
@@ -51,7 +51,7 @@ def invert_representations(
 
     Args:
         model: the model; run in eval mode.
-        encoders: which of "r" and "n" to invert.
+        encoders: which to invert, by the ways that they alone feed.
         target: images in [0, 1], float32 [N, C, H, W].
         steps: from 1.
         seed: of the noise.
@@ -61,7 +61,7 @@ def invert_representations(
     noise = torch.rand(target.shape, generator=generator, dtype=target.dtype).to(target.device)
     found = []
     for name in encoders:
-        encoder = model.encoders()[name]
+        (encoder,) = model.encoders(name).values()
         x, left = noise, steps
         while left:
             now = min(CHUNK, left)

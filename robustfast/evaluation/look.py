@@ -20,7 +20,6 @@ from robustfast.evaluation.examples import Examples, make_examples, one_of_each
 from robustfast.evaluation.inversions import Inversion, invert_representations
 from robustfast.evaluation.predictions import predict
 from robustfast.evaluation.run_record import RunRecord
-from robustfast.models.three_way import needed_encoders
 from robustfast.training.fit import data_folder
 from robustfast.training.held_out import spread
 from robustfast.training.run_folder import Run, load_run
@@ -208,7 +207,8 @@ def _check_fits(run: RunRecord, images: Dataset) -> None:
 def _invert(
     run: RunRecord, loaded: Run, x: torch.Tensor, steps: int, advance: Advance
 ) -> tuple[Inversion, ...]:
-    encoders = needed_encoders(run.ways)
+    # A way that several encoders feed has no representation of its own.
+    encoders = "".join(way for way in run.ways if len(loaded.model.encoders(way)) == 1)
     done = 0
 
     def on_steps(now: int) -> None:
