@@ -62,6 +62,12 @@ def test_afds_own_numbers(
         assert config.objective.gp == (1.0 if family == "cifar10-rn18-afd" else 0.0)
 
 
+def test_the_digits_discriminator_sees_all_attacked_images() -> None:
+    for method in ("dcgan", "wgan"):
+        config = preset("digits-afd", method)
+        assert (config.objective.returns, config.attack.eps, config.threads) == ("max_loss", 0.15, 1)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_methods_train_the_same_network(family: str) -> None:
     mine = preset(family, "wgan")
