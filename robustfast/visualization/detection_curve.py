@@ -46,11 +46,13 @@ def draw_detection_curve(
         ValueError: another number of rates than of radii.
     """
     figure, axes = new_figure()
+    # Pixel units read as people write them.
+    unit = 255 if all(abs(255 * radius - round(255 * radius)) < 1e-6 for radius in eps) else 1
     for number, (name, values) in enumerate(rates.items()):
         if len(values) != len(eps):
             raise ValueError(f"{name}: {len(values)} values for {len(eps)} radii")
         axes.plot(
-            [255 * radius for radius in eps],
+            [unit * radius for radius in eps],
             [100 * value for value in values],
             color=SERIES[number % len(SERIES)],
             linewidth=1.8,
@@ -62,6 +64,6 @@ def draw_detection_curve(
         axes.axvline(255 * trained, color=COLOURS["ink"], linewidth=1, linestyle=":", label="training attack")
     percent_axis(axes, "percent")
     axes.set_xlim(left=0)
-    axes.set_xlabel("eps (linf, 1/255)")
+    axes.set_xlabel("eps (linf, 1/255)" if unit == 255 else "eps (linf)")
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure

@@ -24,8 +24,9 @@ from robustfast.visualization.detection_curve import detection_curve
 
 __all__ = ["PART", "SHARES", "shuffled"]
 
-SHARES = (1 / 8, 2 / 8, 3 / 8, 4 / 8, 1.0, 1.5)
-"""Of the training attack's eps: 1, 2, 3, 4, 8 and 12 of 255 at the paper's 8/255, which trains at 8 to 12."""
+SHARES = (1 / 8, 2 / 8, 3 / 8, 4 / 8, 1.0)
+"""Of the training attack's eps: 1, 2, 3, 4 and 8 of 255 at the paper's 8/255; the largest radius of training is added,
+12/255 there."""
 
 
 def shuffled(x: Tensor, x_adv: Tensor, index: Tensor, *, seed: int) -> Tensor:
@@ -56,7 +57,8 @@ def _make(context: PartContext) -> PartResult:
     both = judge(run)
     way = run.model.way(main_way(run.config.method))
     training = run.config.attack.eps
-    radii = {share: share * training for share in SHARES}
+    shares = (*SHARES, *({run.config.objective.eps_factor} - {1.0}))
+    radii = {share: share * training for share in shares}
     with pieces(context, PART.name) as kept:
         clean = kept.of("clean", _judged(both), models=[both])
         trained = kept.of(
@@ -88,8 +90,8 @@ def _make(context: PartContext) -> PartResult:
         },
     }
     figure = detection_curve(
-        [radii[share] for share in SHARES],
-        {key: [numbers["by_eps"][labels[share]][key] for share in SHARES] for key in ("tpr", "auroc")},
+        list(radii.values()),
+        {key: [numbers["by_eps"][label][key] for label in labels.values()] for key in ("tpr", "auroc")},
         context.figure("detection"),
         title=f"{context.path.name}: discriminator on domain-specific features",
         trained=training,

@@ -80,7 +80,9 @@ def _make(context: PartContext) -> PartResult:
 
 def _curve(of: Callable[..., dict[str, Tensor]], run: Run, eps: float, seed: int) -> list[float]:
     model = run.model.way(main_way(run.config.method))
-    right = of("iterations", along_the_way(model, eps, seed=seed), models=[model], eps=eps, steps=STEPS)
+    right = of(
+        "iterations", along_the_way(model, eps, steps=STEPS, seed=seed), models=[model], eps=eps, steps=STEPS
+    )
     return [right[str(number)].double().mean().item() for number in STEPS]
 
 
