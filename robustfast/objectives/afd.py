@@ -180,7 +180,7 @@ class AFD(Objective):
 
 
 class AFDDCGAN(AFD):
-    """AFD with the cross entropy of the domains (equations 9 and 10).
+    """AFD with the cross entropy of the domains (equations 9 and 10); S is the softplus.
 
     ``L_D = mean S(-D(F(x), y)) + mean S(D(F(x'), y))``, ``L_F = mean S(-D(F(x'), y))``.
 
