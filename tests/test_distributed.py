@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
-import subprocess
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from warm import Warm
 
 from robustfast.distributed import World
 from robustfast.errors import UserError
@@ -22,13 +23,12 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "l
 
 
 @pytest.fixture(scope="module")
-def heard(
-    torchrun: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+def heard(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of three processes heard."""
     folder = tmp_path_factory.mktemp("heard")
+    ends = warm.world(3, Path(__file__).with_name("world_program.py"), folder)
     # The last of them is killed in the end.
-    torchrun(3, Path(__file__).with_name("world_program.py"), folder, check=False)
+    assert [end.returncode for end in ends] == [0, 0, -signal.SIGKILL], [end.stderr for end in ends]
     return [torch.load(folder / f"{rank}.pt") for rank in range(3)]
 
 

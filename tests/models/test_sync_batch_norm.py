@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from warm import Warm
 
 from robustfast.distributed import World
 from robustfast.models import ThreeWay
@@ -32,12 +31,11 @@ program = load_program()
 
 
 @pytest.fixture(scope="module")
-def got(
-    torchrun: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+def got(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of three processes got."""
     folder = tmp_path_factory.mktemp("got")
-    torchrun(3, PROGRAM, folder)
+    ends = warm.world(3, PROGRAM, folder)
+    assert [end.returncode for end in ends] == [0] * 3, [end.stderr for end in ends]
     return [torch.load(folder / f"{rank}.pt") for rank in range(3)]
 
 

@@ -7,14 +7,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_runs import assert_same_end, few_digits, tiny
+from warm import Warm
 
 import robustfast
 from robustfast.errors import UserError
@@ -150,11 +149,9 @@ with run_lock(Path(sys.argv[1])):
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are POSIX's")
 def test_one_process_at_a_time_and_a_kill_frees_the_folder(
-    run: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+    warm: Warm, run: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = subprocess.Popen([sys.executable, "-c", LOCKING, str(run)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout is not None
+    with warm.command("-c", LOCKING, run) as other:
         assert other.stdout.readline() == "locked\n"
         before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
         message = rf"another process is training into {run} \(fuser {run}/lock names it\): wait for its end or stop it"
@@ -163,9 +160,7 @@ def test_one_process_at_a_time_and_a_kill_frees_the_folder(
         assert "\n" not in str(caught.value)
         assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
         assert capsys.readouterr().out == ""  # said before any data is read
-    finally:
-        os.kill(other.pid, signal.SIGKILL)
-        other.communicate()
+    assert other.returncode == -signal.SIGKILL
     resume(run)
     assert_same_end(run, whole)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from warm import Warm
 
 pytestmark = pytest.mark.skipif(
     not (hasattr(os, "fork") and torch.distributed.is_available() and torch.distributed.is_gloo_available()),
@@ -18,18 +17,11 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def got(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def got(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """Number of processes -> what each of them got."""
     folder = tmp_path_factory.mktemp("got")
     program = Path(__file__).with_name("several_processes.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = warm.run(str(program), str(folder), timeout=600)
     assert done.returncode == 0, done.stderr
     return {size: [torch.load(folder / f"{rank}-of-{size}.pt") for rank in range(size)] for size in (1, 2, 4)}
 
