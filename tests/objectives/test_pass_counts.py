@@ -28,7 +28,12 @@ TABLE = {
 }
 
 # Objectives of other networks, to the file beside this one that counts their passes.
-ELSEWHERE = {"match": "test_match.py", "afd_dcgan": "test_afd.py", "afd_wgan": "test_afd.py"}
+ELSEWHERE = {
+    "match": "test_match.py",
+    "afd_dcgan": "test_afd.py",
+    "afd_wgan": "test_afd.py",
+    "rfd": "test_rfd.py",
+}
 
 
 @pytest.mark.parametrize("method", TABLE)

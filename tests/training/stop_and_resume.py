@@ -60,6 +60,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ema": {"average": "ema", "ema_decay": 0.9},
     "swa": {"average": "swa", "swa_start": 0.4},
     "two": {"method": "two_optimizers", "objective": TwoOptimizers.Config()},
+    "rfd": {"preset": "digits-rfd"},
     "accumulated": {
         "accumulate": 2,
         "clip_norm": 1.0,
