@@ -1,10 +1,8 @@
-"""`python -m robustfast.reproduce`: a table from what is missing, also after a kill at any moment."""
+"""`python -m robustfast.reproduce`: a table or figure from what is missing, also after a kill at any moment."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,6 +10,9 @@ import torch
 
 from robustfast.command_line import main_wrapper
 from robustfast.data import Dataset
+from robustfast.evaluation.comparison import Column
+from robustfast.evaluation.papers import ITEMS
+from robustfast.evaluation.papers.part_tables import Lead, PartTable, Row
 from robustfast.evaluation.reduced_data import FORMATS
 from robustfast.reproduce import main
 from robustfast.training.engine import Engine
@@ -46,25 +47,17 @@ def call(capsys, argv):
     return code, captured.out, captured.err
 
 
-def test_killed_and_called_again_keeps_finished_rows(data, tmp_path, capsys):
+def test_killed_and_called_again_keeps_finished_rows(data, warm, tmp_path, capsys):
     out = tmp_path / "out"
     first, last = (
         out / "smoke" / f"mnist-{method}" / "evaluation" / "aat.json" for method in ("st", "aatpp")
     )
     argv = arguments("aat-table3", data, out)
-    with subprocess.Popen(
-        [sys.executable, "-m", "robustfast.reproduce", *argv],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            while not first.exists():
-                assert process.poll() is None, process.stdout.read()
-                time.sleep(0.01)
-        finally:
-            process.send_signal(signal.SIGKILL)
+    with warm.command("-m", "robustfast.reproduce", *argv) as process:
+        while not first.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+    assert process.returncode == -signal.SIGKILL
     assert not last.exists()
     kept = {file: file.stat().st_mtime_ns for file in first.parents[1].rglob("*") if file.is_file()}
 
@@ -166,3 +159,69 @@ def test_ablation_of_random_images_is_drawn(data, tmp_path, capsys, monkeypatch)
     assert (tmp_path / "smoke" / "aat-ablation.png").stat().st_size > 10_000
     values = json.loads((tmp_path / "smoke" / "aat-ablation.json").read_text())
     assert all(cell["paper"] is None for row in values["rows"].values() for cell in row.values())
+
+
+@pytest.fixture
+def of_parts(monkeypatch):
+    """A table and a figure of AFD's, on digits and of cheap parts alone."""
+    rows = {
+        "nt": Row("NT", "digits-afd-nt", {"dimensions.units": 64}),
+        "wgan": Row("AFD-WGAN", "digits-afd-wgan", {"dimensions.units": 28, "transfer.NT": 90.0}),
+        "other": Row("theirs", None, {"transfer.NT": 12.34}),
+    }
+    columns = (Column("dimensions.units", "", "units", "count"), Column("transfer.NT", "made on", "NT"))
+    table = PartTable(
+        "afd-parts", "Parts", "afd", rows, columns=columns, against=("nt",), caveat="Few of them."
+    )
+    trained = {name: row for name, row in rows.items() if row.preset}
+    lead = Lead("wgan", ("sensitivity",))
+    figure = PartTable("afd-figure", "Moves", "afd", trained, against=("nt",), lead=lead)
+    for item in (table, figure):
+        monkeypatch.setitem(ITEMS, item.name, item)
+
+
+def test_a_table_of_parts_is_made_kept_and_mended(of_parts, tmp_path, capsys):
+    argv = ["afd-parts", "--scale", "smoke", "--out", str(tmp_path), "--device", "cpu"]
+    code, printed, err = call(capsys, argv)
+    assert (code, err) == (0, "")
+    assert "Few of them." in printed
+    values = json.loads((tmp_path / "smoke" / "afd-parts.json").read_text())
+    assert (values["protocol"], values["comparable"], values["images"]) == (
+        "afd",
+        False,
+        {"nt": 16, "wgan": 16},
+    )
+    units = values["rows"]["wgan"]["dimensions.units"]
+    assert (units["paper"], units["difference"]) == (28, units["ours"] - 28)
+    assert values["rows"]["nt"]["transfer.NT"] == {"ours": None, "paper": None, "difference": None}
+    assert 0 <= values["rows"]["wgan"]["transfer.NT"]["ours"] <= 1
+    lines = (tmp_path / "smoke" / "afd-parts.md").read_text().splitlines()
+    # A method that is not here has the paper's line alone, and counts are no percentages.
+    assert "| theirs | paper | - | 12.34 |" in lines
+    assert "|  | paper | 28 | 90.00 |" in lines
+    assert lines[0] == "### Parts"
+
+    code, printed, err = call(capsys, argv)
+    assert (code, err) == (0, "")
+    assert "nothing to run: all rows are finished" in printed
+    assert json.loads((tmp_path / "smoke" / "afd-parts.json").read_text()) == values
+
+    # A part that is gone is made again, from the runs as they are; the others are kept.
+    file = tmp_path / "smoke" / "digits-afd-wgan" / "evaluation" / "afd-custom.json"
+    document = json.loads(file.read_text())
+    del document["parts"]["dimensions"]
+    file.write_text(json.dumps(document))
+    code, printed, err = call(capsys, argv)
+    assert (code, err) == (0, "")
+    assert "transfer: kept" in printed
+    assert "epoch 1/1" not in printed
+    assert json.loads((tmp_path / "smoke" / "afd-parts.json").read_text()) == values
+
+    # A figure of the same runs trains nothing.
+    code, printed, err = call(capsys, ["afd-figure", *argv[1:]])
+    assert (code, err) == (0, "")
+    assert "epoch 1/1" not in printed
+    assert (tmp_path / "smoke" / "afd-figure.png").stat().st_size > 5_000
+    numbers = json.loads((tmp_path / "smoke" / "afd-figure.json").read_text())["numbers"]
+    assert numbers["nt"] == {}
+    assert len(numbers["wgan"]["sensitivity"]["median"]) == len(numbers["wgan"]["sensitivity"]["eps"])
