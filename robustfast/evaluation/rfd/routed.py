@@ -102,12 +102,12 @@ def _make(context: PartContext) -> PartResult:
     numbers["eps"] = eps
     table = Table(title=f"{context.path.name}: {context.request.source} for what is judged clean (percent)")
     table.add_column("images")
-    for heading in ("judged clean", "robust way alone", "other model alone", "routed"):
+    for heading in ("judged clean", "robust way", "other model", "routed"):
         table.add_column(heading, justify="right")
     rows = {
         "clean": "clean",
-        "adversarial": "PGD on the robust way alone",
-        "against_source": "PGD on the other model alone",
+        "adversarial": "PGD on robust way",
+        "against_source": "PGD on other model",
     }
     for name, heading in rows.items():
         table.add_row(

@@ -86,14 +86,15 @@ def test_aims_that_exclude_each_other_are_not_counted_together() -> None:
 
 def test_the_strongest_attack_of_each_image_is_counted() -> None:
     by_name = {
-        "a": {"margin": torch.tensor([5.0, 1.0, -1.0]), "score": torch.tensor([-1.0, 0.5, 9.0])},
-        "b": {"margin": torch.tensor([0.1, 2.0, -2.0]), "score": torch.tensor([0.2, 0.4, 8.0])},
+        "a": {"margin": torch.tensor([5.0, 1.0, -1.0, -0.1]), "score": torch.tensor([-1.0, 0.5, 9.0, -0.5])},
+        "b": {"margin": torch.tensor([0.1, 2.0, -2.0, -3.0]), "score": torch.tensor([0.2, 0.4, 8.0, 0.1])},
     }
     best = strongest(by_name)
-    assert best["margin"].tolist() == pytest.approx([0.1, 1.0, -1.0])
-    assert best["score"].tolist() == pytest.approx([0.2, 0.5, 9.0])
+    # The last image cannot be fooled: that it passes counts before how little it lacks.
+    assert best["margin"].tolist() == pytest.approx([0.1, 1.0, -1.0, -3.0])
+    assert best["score"].tolist() == pytest.approx([0.2, 0.5, 9.0, 0.1])
     assert report(torch.tensor([1.0]), best) == pytest.approx(
-        {"fooled": 2 / 3, "detected": 0.0, "both": 2 / 3, "auroc": 2 / 3}
+        {"fooled": 0.5, "detected": 0.0, "both": 0.5, "auroc": 3 / 4}
     )
     # A margin of zero fools nobody, a score of zero passes.
     edge = {"margin": torch.tensor([0.0, 1.0]), "score": torch.tensor([1.0, 0.0])}

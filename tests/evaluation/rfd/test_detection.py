@@ -10,6 +10,7 @@ from robustfast.evaluation.rfd import PARTS
 from robustfast.evaluation.rfd.detection import PART, shuffled
 from robustfast.evaluation.rfd.judge import judge
 from robustfast.evaluation.rfd.rates import rates
+from robustfast.visualization.detection_curve import draw_detection_curve
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -73,6 +74,18 @@ def test_the_part_says_what_direct_calls_say(context_of) -> None:
     assert set(numbers["noise"]) == {"shuffled", "uniform"}
     (figure,) = result.figures
     assert figure.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_lines_are_the_numbers() -> None:
+    pixels = draw_detection_curve([1 / 255, 8 / 255], {"tpr": [0.25, 1.0]}, trained=8 / 255)
+    rates_line, mark = pixels.axes[0].lines
+    assert rates_line.get_xdata().tolist() == pytest.approx([1.0, 8.0])
+    assert rates_line.get_ydata().tolist() == [25.0, 100.0]
+    assert mark.get_xdata()[0] == pytest.approx(8.0)
+    other = draw_detection_curve([0.05, 0.1], {"auroc": [0.5, 1.0]})
+    assert other.axes[0].lines[0].get_xdata().tolist() == [0.05, 0.1]
+    with pytest.raises(ValueError, match="1 values for 2 radii"):
+        draw_detection_curve([0.05, 0.1], {"tpr": [0.5]})
 
 
 def test_a_run_without_a_discriminator_has_no_such_parts(context_of) -> None:
