@@ -54,8 +54,9 @@ def test_threshold_is_fitted_on_the_other_half() -> None:
     halves = separation(logits(9, 1, 9, 1), logits(5, 1, 5, 1))
     assert halves.threshold == 7
     assert distance(halves.fitted) == 0
-    overfitted = separation(logits(9, 1, 9, 1), logits(5, 10, 5, 10))
-    assert (overfitted.fixed, overfitted.fitted) == (1, 0)
+    # Fitted on all of them it would be -2, or on those that are judged.
+    other = separation(logits(3, 1, 3, 1), logits(2, -5, 2, -5))
+    assert (other.threshold, other.fixed, other.fitted) == (2.5, 2, 1)
 
 
 def test_fitted_threshold_is_the_best_there_is() -> None:
