@@ -268,7 +268,8 @@ def evaluate_parts(
                 result = part.make(replace(context, earlier=earlier, console=console))
             except KeyboardInterrupt as stop:
                 then = f"finished parts are in {file}: the same command goes on from there"
-                raise Stopped(signal_behind(stop), then) from None
+                # A part that keeps its own pieces has said where they are.
+                raise Stopped(signal_behind(stop), str(stop) or then) from None
             document["parts"][part.name] = {
                 "key": key,
                 "shows": part.shows,

@@ -145,7 +145,8 @@ def test_every_data_set_has_nine_attacks_that_can_be_built(dataset: str) -> None
     found = sweeps(dataset)
     assert list(found) == ["pgd-linf", "pgd-l2", "pgd-l1", "fgsm", "mim", "ddn", "deepfool", "cw", "aa"]
     for name, grid in found.items():
-        assert grid.printed[0] == 0 and grid.named.name == name
+        assert grid.printed[0] == 0
+        assert grid.named.name == name
         built = grid.named.build(model, None if grid.named.minimal else grid.eps[-1])
         assert built.norm == grid.named.norm
         settings = grid.named.as_json(built)

@@ -118,7 +118,9 @@ def test_an_interrupted_sweep_goes_on_where_it_was(runs: dict[str, Path], keepin
     pieces, keeping["kept"] = keeping["kept"], 0
     (runs["at"] / "evaluation" / "afd-custom.json").unlink()
     keeping["stop"] = pieces - 5
-    with pytest.raises(Stopped, match="goes on from there"):
+    with pytest.raises(
+        Stopped, match=r"kept in .*afd-custom-sweeps.partial: the same command goes on from there"
+    ):
         evaluate(runs["at"], "sweeps")
     again, _ = evaluate(runs["at"], "sweeps")
     assert keeping["kept"] == pieces
