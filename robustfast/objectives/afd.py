@@ -114,6 +114,11 @@ class AFD(Objective):
         self._apgd.eps = eps
         return self._apgd(x, y, index, epoch=epoch)
 
+    @classmethod
+    def passes(cls, settings: Any, strength: AttackConfig) -> float:
+        look = 1 if settings.returns == "success_only" else 0
+        return 2 * strength.steps + 9 + look
+
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         return {
             "classifier": self.model.way("r").parameters(),

@@ -68,6 +68,11 @@ class Match(Objective):
             engine=engine,
         )
 
+    @classmethod
+    def passes(cls, settings: Any, strength: AttackConfig) -> float:
+        look = 1 if settings.returns == "success_only" else 0
+        return 2 * strength.steps + 8 + look
+
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
         self.attack.eps = self.now()["eps"]
         x_adv = self.attack(x, y, index, epoch=self.epoch)

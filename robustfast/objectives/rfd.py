@@ -159,6 +159,12 @@ class RFD(Objective):
             ).to(model.classifier.weight)
         self.attack = _Diversified(self)
 
+    @classmethod
+    def passes(cls, settings: Any, strength: AttackConfig) -> float:
+        # With a backbone cut in the middle (g = e = 1/2); the reconstruction is not counted.
+        steps = sum(settings.steps) / len(settings.steps)
+        return 2 * steps + (43 if settings.separate else 13.5)
+
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         model = self.model
         parts = {

@@ -25,6 +25,28 @@ def test_training_passes_with_ten_attack_steps(method, passes):
     assert training_passes(PRESETS[f"cifar10-prn18-{method}"]) == passes
 
 
+@pytest.mark.parametrize(
+    ("preset", "settings", "passes"),
+    [
+        ("digits-afd-nt", {}, 3),
+        ("digits-afd-at", {}, 23),
+        ("digits-afd-trades", {}, 27),
+        ("digits-afd-match", {"returns": "success_only"}, 29),
+        ("digits-afd-wgan", {"returns": "success_only"}, 30),
+        ("digits-afd-dcgan", {"returns": "max_loss"}, 29),
+        ("digits-rfd-mart", {}, 26),
+        ("digits-rfd-alp", {}, 26),
+        # Its attack has 3, 5, 7 or 9 steps, not --attack.steps.
+        ("digits-rfd", {"steps": (3, 5, 7, 9)}, 12 + 13.5),
+    ],
+)
+def test_training_passes_of_other_papers(preset, settings, passes):
+    config = PRESETS[preset]
+    attack = dataclasses.replace(config.attack, steps=10)
+    objective = dataclasses.replace(config.objective, **settings)
+    assert training_passes(dataclasses.replace(config, attack=attack, objective=objective)) == passes
+
+
 def test_training_passes_of_variants():
     preset = PRESETS["cifar10-prn18-aatpp"]
     terms = {("st",): 6, ("st", "as"): 54, ("st", "as", "ar"): 77, ("st", "as", "an"): 78}
