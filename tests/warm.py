@@ -32,14 +32,17 @@ class Warm:
 
     def __init__(self) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Triton decides at import whether it interprets: it does not, so that commands can compile kernels.
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        # One thread: forked processes inherit no others, and would wait for them.
+        environment["OMP_NUM_THREADS"] = "1"
         with theirs:
             self._program = subprocess.Popen(
                 [sys.executable, __file__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                # One thread: forked processes inherit no others, and would wait for them.
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=environment,
             )
         assert self._channel.recv(16) == b"ready", "the program that commands are forked from did not start"
 
@@ -80,7 +83,9 @@ class Warm:
         ]
 
     def close(self) -> None:
+        """End the program; it has nothing to finish."""
         self._channel.close()
+        self._program.kill()
         self._program.wait()
 
 

@@ -8,21 +8,25 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "gpu.py"
+Script = Callable[..., subprocess.CompletedProcess[str]]
 STAGES = ["build", "test", "sanitize", "ops", "attack", "step", "autoattack", "epoch", "train"]
 
 
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def script(warm: Warm) -> Script:
+    """The script as a command."""
+    return partial(warm.run, SCRIPT, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def gpu() -> ModuleType:
     return module
 
 
-def test_a_dry_run_lists_each_stage_and_runs_none(tmp_path: Path) -> None:
+def test_a_dry_run_lists_each_stage_and_runs_none(script: Script, tmp_path: Path) -> None:
     listed = script("--dry-run", "--out", str(tmp_path / "out"))
     assert listed.returncode == 0, listed.stderr
     lines = listed.stdout.splitlines()
@@ -48,7 +52,9 @@ def test_a_dry_run_lists_each_stage_and_runs_none(tmp_path: Path) -> None:
     assert script("--only", "nothing").returncode == 2
 
 
-def test_every_command_exists_and_every_selection_finds_tests(gpu: ModuleType, tmp_path: Path) -> None:
+def test_every_command_exists_and_every_selection_finds_tests(
+    warm: Warm, gpu: ModuleType, tmp_path: Path
+) -> None:
     selections = []
     for stage in gpu.stages(tmp_path).values():
         for command in stage.commands:
@@ -62,34 +68,39 @@ def test_every_command_exists_and_every_selection_finds_tests(gpu: ModuleType, t
     files = {f"bench/{path.name}" for path in (ROOT / "bench").glob("bench_*.py")}
     benches = [selection for selection in selections if selection[1] in files]
     assert {selection[1] for selection in benches} == files
-    # The benches in one process, each of the others in one of its own.
-    nodes = collected(["-q", *sorted(files), *benches[0][2:]])
-    assert {node.partition("::")[0] for node in nodes} == files
     others = {tuple(selection) for selection in selections if selection not in benches}
     assert len(others) == 3
     # One folder stands for all tests, of which the marked ones are wanted: collecting all takes half a minute.
     fewer = [["tests/attacks" if part == "tests" else part for part in selection] for selection in others]
-    assert all(collected(selection) for selection in fewer)
+    # All benches are collected at once.
+    nodes, *more = collected(warm, ["-q", *sorted(files), *benches[0][2:]], *fewer)
+    assert {node.partition("::")[0] for node in nodes} == files
+    assert len(more) == 3
+    assert all(more)
 
 
-def collected(arguments: list[str]) -> list[str]:
-    """The tests that pytest finds."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments, "--collect-only"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert listed.returncode == 0, listed.stdout
-    return [line for line in listed.stdout.splitlines() if "::" in line]
+COLLECT = """
+import json, sys, pytest
+for arguments in map(json.loads, sys.argv[1:]):
+    code = pytest.main([*arguments, "--collect-only"])
+    print("exit code", int(code), flush=True)
+"""
 
 
-def test_the_arguments_of_the_epoch_stage_are_known(gpu: ModuleType, tmp_path: Path) -> None:
+def collected(warm: Warm, *selections: list[str]) -> list[list[str]]:
+    """The tests that pytest finds for each command line, in one process."""
+    listed = warm.run("-c", COLLECT, *map(json.dumps, selections), cwd=ROOT)
+    assert listed.returncode == 0, listed.stderr
+    *each, rest = listed.stdout.split("exit code 0\n")
+    assert (len(each), rest) == (len(selections), ""), listed.stdout
+    return [[line for line in part.splitlines() if "::" in line] for part in each]
+
+
+def test_the_arguments_of_the_epoch_stage_are_known(warm: Warm, gpu: ModuleType, tmp_path: Path) -> None:
     (command,) = gpu.stages(tmp_path)["epoch"].commands
-    help_text = subprocess.run(
-        [sys.executable, command[1], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    told = warm.run(command[1], "--help", cwd=ROOT)
+    assert told.returncode == 0, told.stderr
+    help_text = told.stdout
     for flag in (part for part in command if part.startswith("--")):
         assert f"{flag} " in help_text, flag
 
@@ -150,7 +161,7 @@ def test_a_tool_that_is_missing_is_skipped(gpu: ModuleType, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so(script: Script, tmp_path: Path) -> None:
     refused = script("--only", "ops", "--out", str(tmp_path))
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: torch sees no CUDA device")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -27,15 +25,8 @@ TINY = [
 TINY += ["--rounds", "1", "--warm-up", "1", "--workers", "0"]
 
 
-def epochs(out: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "bench/epoch.py", *TINY, "--out", str(out), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+def epochs(warm: Warm, out: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
+    done = warm.run("bench/epoch.py", *TINY, "--out", out, *arguments, cwd=ROOT)
     assert done.returncode == code, done.stderr
     report = json.loads(out.read_text()) if out.exists() else {}
     report["printed"] = done.stdout
@@ -44,9 +35,9 @@ def epochs(out: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def report(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("epoch") / "table.json"
-    return epochs(out, "--engines", "plain", "eager", "graph", "whole")
+    return epochs(warm, out, "--engines", "plain", "eager", "graph", "whole")
 
 
 def cell(report: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -100,23 +91,23 @@ def test_the_table_is_printed(report: dict[str, Any]) -> None:
         assert word in printed
 
 
-def test_an_epoch_past_the_time_is_extrapolated_and_says_so(tmp_path: Path) -> None:
+def test_an_epoch_past_the_time_is_extrapolated_and_says_so(warm: Warm, tmp_path: Path) -> None:
     few = ["--engines", "eager", "--loaders", "resident", "--precisions", "fp32", "--layouts", "contiguous"]
-    report = epochs(tmp_path / "some.json", *few, "--seconds", "0", "--no-people")
+    report = epochs(warm, tmp_path / "some.json", *few, "--seconds", "0", "--no-people")
     (found,) = report["cells"]
     assert found["steps"] == [1]
     assert found["steps_in_epoch"] == 3
     assert "~" in report["printed"]
 
 
-def test_cells_past_the_limit_are_skipped(tmp_path: Path) -> None:
+def test_cells_past_the_limit_are_skipped(warm: Warm, tmp_path: Path) -> None:
     few = ["--engines", "eager", "--loaders", "resident", "--precisions", "fp32"]
-    report = epochs(tmp_path / "late.json", *few, "--limit", "-1", code=1)
+    report = epochs(warm, tmp_path / "late.json", *few, "--limit", "-1", code=1)
     assert {c["state"] for c in report["cells"]} == {"skipped"}
     assert {c["reason"] for c in report["cells"]} == {"--limit -1 s"}
 
 
-def test_a_folder_without_cifar_is_one_line(tmp_path: Path) -> None:
-    report = epochs(tmp_path / "none.json", "--data-dir", str(tmp_path), code=2)
+def test_a_folder_without_cifar_is_one_line(warm: Warm, tmp_path: Path) -> None:
+    report = epochs(warm, tmp_path / "none.json", "--data-dir", str(tmp_path), code=2)
     assert report["errors"].startswith("error: ")
     assert len(report["errors"].splitlines()) == 1
