@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -380,20 +379,15 @@ def test_a_model_of_the_current_directory(whole):
     assert document["attacks"]["ddn5"]["eps"] == [0, 0.2, 0.4]
 
 
-def test_killed_and_called_again_a_sweep_ends_in_the_same_bytes(whole, tmp_path):
+def test_killed_and_called_again_a_sweep_ends_in_the_same_bytes(whole, warm, tmp_path):
     shutil.copy(TOYS, tmp_path / "mymodel.py")
-    line = [sys.executable, "-m", "robustfast.evaluate", *MINE, *SWEEP]
-    env = os.environ | {"PYTHONPATH": str(TOYS.parents[2]), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"PYTHONPATH": str(TOYS.parents[2]), "OMP_NUM_THREADS": "1", "TOY_SECONDS": "0.05"}
     partial = tmp_path / "whole" / "sweep.partial"
-    first = subprocess.Popen(line, cwd=tmp_path, env=env | {"TOY_SECONDS": "0.05"}, stdout=subprocess.DEVNULL)
-    try:
+    with warm.command("-m", "robustfast.evaluate", *MINE, *SWEEP, cwd=tmp_path, env=env) as first:
         deadline = time.monotonic() + 120
         while len(list(partial.glob("*.json"))) < 7 and first.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    finally:
-        first.kill()
-        first.wait()
     assert first.returncode == -signal.SIGKILL
     assert not (tmp_path / "whole" / "sweep.json").exists()
     kept = {file: file.stat().st_mtime_ns for file in partial.glob("*.json")}
@@ -404,10 +398,11 @@ def test_killed_and_called_again_a_sweep_ends_in_the_same_bytes(whole, tmp_path)
     assert not partial.exists()
 
 
-def test_two_processes_find_what_one_finds(whole, torchrun, tmp_path):
+def test_two_processes_find_what_one_finds(whole, warm, tmp_path):
     argv = ["-m", "robustfast.evaluate", *TOY, *SWEEP, "--out", tmp_path]
-    done = torchrun(2, *argv)
+    ends = warm.world(2, *argv)
+    assert [end.returncode for end in ends] == [0, 0], [end.stderr for end in ends]
     assert of_model(tmp_path) == of_model(whole)
     assert (tmp_path / "sweep-linf.png").exists()
-    assert done.stdout.count("written:") == 1
+    assert [end.stdout.count("written:") for end in ends] == [1, 0]
     assert not (tmp_path / "sweep.partial").exists()

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks, and this system cannot")
-def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+def test_killed_and_resumed_is_uninterrupted(warm: Warm, tmp_path: Path) -> None:
     harness = Path(__file__).with_name("kill_and_resume.py")
-    done = subprocess.run(
-        [sys.executable, str(harness), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = warm.run(str(harness), str(tmp_path), timeout=900)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["kills"] == 20
