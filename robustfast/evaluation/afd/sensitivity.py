@@ -101,15 +101,19 @@ def _table(found: Mapping[str, Mapping[str, Any]], grid: Grid, title: str) -> Ta
         title_justify="left",
     )
     unit, _ = radius_unit(grid.printed, grid.named.norm)
-    for heading in ("run", "features", ""):
-        table.add_column(heading)
+    for heading in ("run", ""):
+        table.add_column(heading, no_wrap=True)
     for eps in grid.printed:
         table.add_column(radius_name(eps, unit), justify="right")
     for label, numbers in found.items():
         table.add_section()
-        table.add_row(label, numbers["tap"], "median", *(f"{value:.3f}" for value in numbers["median"]))
-        table.add_row("", "", "Se", *(f"{value:.3f}" for value in numbers["se"]))
-        table.add_row("", "", "accuracy", *map(percent, numbers["accuracy"]))
+        table.add_row(label, "median", *(f"{value:.3f}" for value in numbers["median"]))
+        table.add_row("", "Se", *(f"{value:.3f}" for value in numbers["se"]))
+        table.add_row("", "accuracy", *map(percent, numbers["accuracy"]))
+    taps = {label: numbers["tap"] for label, numbers in found.items()}
+    same = len(set(taps.values())) == 1
+    where = next(iter(taps.values())) if same else ", ".join(f"{label} {one}" for label, one in taps.items())
+    table.caption = f"F: {where}"
     return table
 
 
