@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from warm import Warm
 
 import robustfast
 from robustfast.errors import UserError
@@ -192,8 +193,8 @@ print("all traced")
 """
 
 
-def test_traces_before_any_eager_call() -> None:
-    done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True)
+def test_traces_before_any_eager_call(warm: Warm) -> None:
+    done = warm.run("-c", COLD)
     assert done.stdout == "all traced\n", done.stderr
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
+from warm import Warm
 
 from robustfast.ops import OPS
 
@@ -104,10 +103,9 @@ print(json.dumps(seen))
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_compiles_without_spills(op: str) -> None:
+def test_compiles_without_spills(warm: Warm, op: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE, op, *map(str, ARCHITECTURES)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = warm.run("-c", COMPILE, op, *map(str, ARCHITECTURES), env=environment)
     assert done.returncode == 0, done.stderr
     kernels = json.loads(done.stdout.splitlines()[-1])
     assert kernels

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,23 +11,17 @@ from typing import Any
 
 import pytest
 from stop_and_resume import KINDS
+from warm import Warm
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks, and this system cannot")
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+def outcomes(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """What the harness found for a kind of run; it trains all that can be trained here at once."""
     kinds = [kind for kind in KINDS if kind != "dali" or find_spec("nvidia.dali") is not None]
     folder = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("stop_and_resume.py")), str(folder), *kinds],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = warm.run(str(Path(__file__).with_name("stop_and_resume.py")), str(folder), *kinds, timeout=900)
     found = json.loads(done.stdout) if done.returncode == 0 else {}
 
     def outcome(kind: str) -> dict[str, Any]:

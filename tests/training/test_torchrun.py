@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -36,9 +37,15 @@ EVALUATE = ["--device", "cpu", "--images", "250", "--batch-size", "60", "--attac
 
 @pytest.fixture(scope="module")
 def run(torchrun: Torchrun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of two processes, and what they printed."""
-    path = tmp_path_factory.mktemp("runs") / "two"
-    return path, torchrun(2, "-m", "robustfast.train", *TRAIN, "--out", path).stdout
+    """A run of two processes, and what they printed; made once, also where several workers share these tests."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path, printed = base / "torchrun" / "two", base / "torchrun.txt"
+    with (base / "torchrun.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            printed.write_text(torchrun(2, "-m", "robustfast.train", *TRAIN, "--out", path).stdout)
+    return path, printed.read_text()
 
 
 def test_one_process_writes(run: tuple[Path, str]) -> None:
