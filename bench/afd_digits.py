@@ -168,7 +168,8 @@ def main() -> None:
     stored = load_run(options.work / f"{options.methods[0]}-seed{options.seeds[0]}").config
     means = {method: summary(found) for method, found in rows.items()}
     result = {
-        "command": "python bench/afd_digits.py",
+        "command": "python bench/afd_digits.py"
+        + (f" --autoattack {options.autoattack}" if options.autoattack else ""),
         "hardware": hardware(torch.device("cpu")),
         "pgd": {
             "norm": "linf",
