@@ -83,19 +83,11 @@ _METHODS = {
 }
 
 _EXCEPTIONS = {
-    # An epoch costs three of AT's, so it trains for fewer. With 12 steps an epoch the other encoders need the
-    # full learning rate, and a stronger game, to learn their part at all; the weak divergence leaves the angles free.
+    # An epoch costs three of AT's, so it trains for fewer. With 12 steps an epoch the other encoders need the full
+    # learning rate, and a stronger game, to learn their part at all.
     ("digits", "rfd"): Method(
         "rfd",
-        {
-            "steps": (3, 5),
-            "others_lr": 1.0,
-            "discriminator_lr": 1.0,
-            "adv": 3.0,
-            "reversal": 0.8,
-            "dist": 2.0,
-            "kl": 0.001,
-        },
+        {"steps": (3, 5), "others_lr": 1.0, "discriminator_lr": 1.0, "adv": 3.0, "reversal": 0.5},
         {**_DISENTANGLED, "epochs": 16},
     ),
     # On images of two values more than 0.3 hides the digit.
