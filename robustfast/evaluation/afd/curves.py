@@ -30,7 +30,9 @@ class _Curves(Part):
             other = load_run(path, which=request.checkpoint, device=request.device)
             if _sweeps(other, request) is None:
                 of = f"{request.images} images" if request.images else "all images"
-                return f"needs the part sweeps of {path}, of {of} by its {request.checkpoint}.pt: make it first"
+                return (
+                    f"needs the part sweeps of {path}, of {of} by its {request.checkpoint}.pt: make it first"
+                )
         return reason
 
 
