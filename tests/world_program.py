@@ -87,22 +87,7 @@ def lost(world: World) -> str:
     return "noticed nothing"
 
 
-def threads() -> list[str]:
-    """What runs in this process."""
-    return sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
-
-
-def left_behind() -> list[str]:
-    """What still runs after a process group in which torch made an optimizer, as training does."""
-    with World.joined() as world:
-        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-        world.barrier()
-    return threads()
-
-
 def main(folder: Path) -> None:
-    before = threads()
-    after = left_behind()
     with World.joined() as world:
         value = torch.tensor([world.rank, 10 * world.rank])
         heard = {
@@ -117,7 +102,6 @@ def main(folder: Path) -> None:
             "gradients": gradients(world),
             "buffers": buffers(world),
             "late": late(world),
-            "threads": (before, after),
         }
         torch.save(heard, folder / f"{world.rank}.pt")
         heard["lost"] = lost(world)
