@@ -1,4 +1,4 @@
-"""What runs in a process before and after a process group in which torch made an optimizer; saved for test_distributed."""
+"""What runs in a process before and after a process group in which torch made an optimizer, for test_distributed."""
 
 from __future__ import annotations
 
