@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from warm import Warm
 
 from robustfast.attacks import ATTACKS, Attack
 
@@ -139,25 +139,22 @@ def test_in_float32_the_same_images_are_fooled_up_to_rounding(
     assert 50 < (whole < 0).sum() < 950, "some fall and some stand"
 
 
-def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_find_what_one_does(warm: Warm, tmp_path: Path) -> None:
     """Each takes every second image, as a sampler for several processes deals them out, in batches of its own size."""
     script = (
         "import sys, torch\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path[:0] = {list(map(str, Path(__file__).parents[:2]))!r}\n"
         "from test_batch_sizes import found\n"
         "rank = int(sys.argv[1])\n"
         "torch.save([found(name, slice(rank, None, 2), 128 + rank) for name in ('pgd', 'autoattack')], sys.argv[2])\n"
     )
     files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    running = [
-        subprocess.Popen([sys.executable, "-c", script, str(rank), str(file)])
-        for rank, file in enumerate(files)
-    ]
-    try:
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(warm.command("-c", script, str(rank), file))
+            for rank, file in enumerate(files)
+        ]
         assert [process.wait(timeout=120) for process in running] == [0, 0]
-    finally:
-        for process in running:
-            process.kill()
     halves = [torch.load(file) for file in files]
     for name, *parts in zip(("pgd", "autoattack"), *halves, strict=True):
         together = torch.empty(IMAGES, 1, 4, 4, dtype=torch.float64)
