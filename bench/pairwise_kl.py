@@ -160,16 +160,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("ROBUSTFAST_BENCH_THREADS", "1")))
     prototype = fused()
-    result = {
+    result: dict[str, Any] = {
         "command": "python bench/pairwise_kl.py",
         "robustfast": robustfast.__version__,
         "hardware": hardware(CPU) | {"system": platform.system()},
         "clock": "CPU time of the process",
-        "rows": [measure(case, prototype, arguments.seconds) for case in CASES],
-        "training_step": share(12),
+        "load": os.getloadavg()[0],
+        "training_step": share(6),
+        "rows": [],
     }
-    text = json.dumps(result, indent=1) + "\n"
-    write_durably(arguments.out, lambda file: file.write(text.encode()))
+    # After each case: what a run cut short has measured stays.
+    for case in CASES:
+        result["rows"].append(measure(case, prototype, arguments.seconds))
+        text = json.dumps(result, indent=1) + "\n"
+        write_durably(arguments.out, lambda file, text=text: file.write(text.encode()))
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def _cells(
             found = record[name][encoder]
             heat = upsampled(torch.tensor([found["map"]]), *image.shape[1:])[0]
             says = classes[found["target"]] if encoder != "d" else ("adversarial", "clean")[found["target"]]
-            cells.append(ActivationMap(image, heat, says))
+            cells.append(ActivationMap(image, heat, says if heat.any() else f"{says} (map is 0)"))
     return cells
 
 
