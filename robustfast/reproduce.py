@@ -136,7 +136,7 @@ def _announce(made: Plan, console: Console) -> dict[str, Mapping[str, Any]]:
     console.print(table)
     console.print(made.note, soft_wrap=True)
     if missing:
-        total = _duration(sum(seconds.values()))
+        total = ("at most " if made.evaluation.at_most else "") + _duration(sum(seconds.values()))
         console.print(
             f"estimate: {total}, {basis}; interrupted at any time, the same command goes on from there",
             soft_wrap=True,
@@ -151,8 +151,8 @@ def _estimate(
 ) -> tuple[dict[str, float], str]:
     """Seconds that each missing run takes here, and in words what that rests on."""
     config = missing[0].config
-    train = load(config.dataset, "train", config.data_dir)
-    test = len(load(config.dataset, "test", config.data_dir))
+    train = load(config.dataset, "train", config.data_dir, image_size=config.image_size)
+    test = len(load(config.dataset, "test", config.data_dir, image_size=config.image_size))
     unit = seconds_per_pass(config, train)
     seconds = {
         run.method: unit

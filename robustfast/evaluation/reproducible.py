@@ -112,9 +112,11 @@ class Evaluation(ABC):
 
     Attributes:
         waits: whether it takes other runs of the table, so that all of them are trained before the first is evaluated.
+        at_most: whether `passes` is a bound: attacks leave an image alone that is fooled.
     """
 
     waits: ClassVar[bool] = False
+    at_most: ClassVar[bool] = False
 
     @abstractmethod
     def finished(self, run: PlannedRun, plan: Plan) -> Mapping[str, Any] | None:

@@ -91,7 +91,7 @@ _TABLE1_PRINTED: Mapping[str, Mapping[str, tuple[float | None, ...]]] = {
     },
     "digits": {"nt": (), "at": (), "trades": (), "dcgan": (), "wgan": ()},
 }
-_TABLE1_CAVEAT = "Black-box images are made on the NT run, so its own row has none (in the paper they are another network's)."
+_TABLE1_CAVEAT = "Black-box images are made on the NT run: its own row has none (the paper's are another's)."
 
 _ATTACKS = {
     "pgd-linf": "PGD-linf",

@@ -16,6 +16,7 @@ from robustfast.errors import UserError
 from robustfast.evaluation.comparison import Cell, Column, Comparison
 from robustfast.evaluation.parts import Part, Request, document_path, evaluate_parts
 from robustfast.evaluation.protocols import PROTOCOLS
+from robustfast.evaluation.reduced_data import TREES
 from robustfast.evaluation.reproducible import (
     Evaluation,
     Plan,
@@ -39,7 +40,7 @@ SMOKE_MODELS = {
 """Backbones that the smoke scale puts in the place of larger ones: a protocol of nine attacks takes hours of those."""
 
 SMOKE_IMAGE_SIZE = 64
-"""Side of image files there, where the preset's is larger."""
+"""Side of image files there, where the preset's is larger or theirs."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ class PartsEvaluation(Evaluation):
         labels: row to what it is called in figures.
         costs: part to F per test image at most: attacks leave an image alone that is fooled.
     """
+
+    at_most = True
 
     protocol: str
     wanted: Mapping[str, Wanted]
@@ -229,11 +232,12 @@ class PartTable(Reproducible):
             return at_scale(config, scale)
         known = {entry.name for entry in fields(config.objective)}
         settings = {name: value for name, value in self.smoke_settings.items() if name in known}
-        size = config.image_size
         config = replace(
             config,
             model=_smoke_model(config.model),
-            image_size=None if size is None else min(size, SMOKE_IMAGE_SIZE),
+            image_size=min(config.image_size or SMOKE_IMAGE_SIZE, SMOKE_IMAGE_SIZE)
+            if config.dataset in TREES
+            else None,
             objective=replace(config.objective, **settings),
         )
         return at_scale(config, scale)
