@@ -37,7 +37,8 @@ class TrainConfig:
     """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, svhn, image_folder, tiny_imagenet, imagenette or
     restricted_imagenet."""
     model: str
-    """Backbone of the encoders: digits_cnn, small_cnn, preact_resnet18, wide_resnet34_10."""
+    """Backbone of the encoders: digits_cnn, small_cnn, narrow_resnet (MNIST), resnet18, preact_resnet18,
+    wide_resnetDEPTH_WIDTH; with timm installed inception_v4, inception_resnet_v2, resnetv2_152."""
     objective: Any
     """What the objective itself can be told."""
     attack: AttackConfig
@@ -52,7 +53,7 @@ class TrainConfig:
     """L2 penalty of the weights; `optimizer` says how it acts."""
     network: str = "three_way"
     """What is built around the backbone: three_way (two encoders and a shared head), one_way (a linear classifier),
-    unit_norm (the same behind features of unit length)."""
+    unit_norm (the same behind features of unit length), disentangled (RFD's three encoders over one extractor)."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: weight decay joins the gradient. adamw: weight decay apart from it."""
     optimizer_impl: Literal["auto", "torch", "apex"] = "auto"
