@@ -93,7 +93,8 @@ class AFD(Objective):
         super().__init__(model, config, attack, seed=seed, engine=engine)
         classifier = self.model.classifier
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "discriminator"))
+            # Not torch.manual_seed, which seeds the devices' generators too, and nobody would put those back.
+            torch.default_generator.manual_seed(derive(seed, "discriminator"))
             self.discriminator = ProjectionDiscriminator(
                 classifier.in_features, classifier.out_features, variant=config.discriminator
             ).to(classifier.weight)
@@ -152,7 +153,8 @@ class AFD(Objective):
             # The code runs the encoder once more for the mixtures.
             by_clean.replay()
             by_adversarial.replay()
-            penalty = self.penalty(clean, detached, index)
+            # In float32 where the network runs in half precision.
+            penalty = self.penalty(clean.to(loss.dtype), detached.to(loss.dtype), index)
             terms["penalty"] = penalty.detach()
             loss = loss + weight * penalty
         yield Phase("discriminator", loss, terms)

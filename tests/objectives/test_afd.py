@@ -366,6 +366,16 @@ def test_the_attack_grows_leaves_the_buffers_and_restores_modes(batch: Any) -> N
     assert [part.training for part in model.modules()] == modes
 
 
+def test_the_discriminator_leaves_the_devices_generators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    model = one_way()
+    build(AFDWGAN, model)
+    assert not seeded
+    torch.manual_seed(1)
+    assert seeded == [1]
+
+
 def test_the_discriminator_derives_from_the_seed_alone() -> None:
     model = one_way()
     torch.manual_seed(1)
@@ -407,6 +417,8 @@ def test_bfloat16_autocast_gives_float32_losses(kind: type[AFD], fields: dict[st
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
             phase = next(run)
         assert phase.loss.dtype == torch.float32
+        # A penalty in half precision would be hidden by the float32 loss that it is added to.
+        assert {value.dtype for value in phase.terms.values()} == {torch.float32}
         phase.loss.backward(inputs=objective.parameters()[phase.optimizer])
 
 
