@@ -10,13 +10,13 @@ import torch
 from rich import box
 from rich.table import Table
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustfast.attacks import Attack, eval_mode
 from robustfast.evaluation.afd.grids import Grid, sweeps
-from robustfast.evaluation.afd.taps import run_label, tap
-from robustfast.evaluation.features import Features, collect
+from robustfast.evaluation.afd.taps import Tap, run_label, tap
 from robustfast.evaluation.parts import Part, PartContext, PartResult
+from robustfast.evaluation.pieces import Work, pieces
 from robustfast.evaluation.sweep_batches import pulled
 from robustfast.evaluation.tables import percent
 from robustfast.models import OneWay
@@ -33,7 +33,6 @@ LEFT_OUT = ("aa",)
 """AutoAttack gives back the image itself wherever it fails: mixtures of two kinds of features, at the longest run."""
 
 _KINDS = {"fixed": "0", "fitted": "fitted on every other image"}
-_CHUNK = 4096
 
 
 def alpha(clean: Tensor, attacked: Tensor, threshold: float) -> float:
@@ -129,28 +128,31 @@ def _at_radii(
 
 
 def _make(context: PartContext) -> PartResult:
-    """Numbers: of the attack of figure 3a "eps", "gap" and the distances "fixed" and "fitted"; "per_attack" by name its
+    """Kept batch by batch: an interruption loses one.
+
+    Numbers: of the attack of figure 3a "eps", "gap" and the distances "fixed" and "fitted"; "per_attack" by name its
     norm, eps, gaps and by threshold alpha and distance; "correlation" of distance and gap over all of these but for
     eps = 0, by threshold."""
     discriminator = run_objective(context.run).discriminator  # type: ignore[attr-defined]
     where = tap(context.run.model)
     grids = {name: grid for name, grid in sweeps(context.run.config.dataset).items() if name not in LEFT_OUT}
-    radii = sum(len(grid.printed) - 1 for grid in grids.values())
     per_attack: dict[str, dict[str, Any]] = {}
-    with context.progress(context.images * (1 + radii)) as bar:
+    with pieces(context, HDH.name) as kept:
 
-        def seen(attack: Callable[..., Tensor] | None) -> tuple[Tensor, float]:
+        def seen(attack: Callable[..., Tensor] | None, name: str, **settings: Any) -> tuple[Tensor, float]:
             """The discriminator's logits [N], and the classifier's error."""
-            found = collect(where.feature, context.batches(bar=bar), attack=attack, model=where.model)
-            return _logits(discriminator, found, context.device), 1 - found.accuracy
+            found = kept.of(name, _judged(where, discriminator, attack), models=[discriminator], **settings)
+            return found["score"].double(), 1 - found["right"].double().mean().item()
 
-        bar.say("clean")
-        clean, clean_error = seen(None)
+        clean, clean_error = seen(None, "clean")
         for name, grid in grids.items():
-            bar.say(name)
+            attacks = _at_radii(grid, where.model, context.request.seed)
             attacked = [
                 (clean, clean_error),
-                *map(seen, _at_radii(grid, where.model, context.request.seed)),
+                *(
+                    seen(attack, f"{name} {eps:.4g}", eps=eps, given=grid.named.settings)
+                    for eps, attack in zip(grid.printed[1:], attacks, strict=True)
+                ),
             ]
             per_attack[name] = {
                 "norm": grid.named.norm,
@@ -175,15 +177,18 @@ def _make(context: PartContext) -> PartResult:
     return PartResult(numbers, [_curve_table(numbers), _correlation_table(numbers)], [figure])
 
 
-def _logits(
-    discriminator: Callable[[Tensor, Tensor], Tensor], found: Features[Tensor], device: torch.device
-) -> Tensor:
-    """float64 [N], in eval mode, with the true labels."""
-    pieces = []
-    with eval_mode(discriminator), torch.no_grad():
-        for z, y in zip(found.values.split(_CHUNK), found.labels.split(_CHUNK), strict=True):
-            pieces.append(discriminator(z.to(device), y.to(device)).flatten().double().cpu())
-    return torch.cat(pieces)
+def _judged(
+    where: Tap, discriminator: nn.Module, attack: Callable[[Tensor, Tensor, Tensor], Tensor] | None
+) -> Work:
+    """What the discriminator says of the features, given the true labels, and who is classified right; in eval mode."""
+
+    def work(x: Tensor, y: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        images = x if attack is None else attack(x, y, positions)
+        with eval_mode(where.model), eval_mode(discriminator), torch.no_grad():
+            score = discriminator(where.feature(images), y).flatten()
+            return {"score": score, "right": where.model(images).argmax(1) == y}
+
+    return work
 
 
 def _by_threshold(found: Sequence[Separation]) -> dict[str, dict[str, list[float]]]:

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from robustfast.attacks import Attack, eval_mode
 from robustfast.evaluation.afd.grids import Grid, sweeps
-from robustfast.evaluation.afd.taps import beside, run_label, tap, untapped
-from robustfast.evaluation.features import collect
+from robustfast.evaluation.afd.taps import Tap, beside, run_label, tap, untapped
 from robustfast.evaluation.parts import Part, PartContext, PartResult
-from robustfast.evaluation.progress import AttackBar
+from robustfast.evaluation.pieces import Pieces, Work, pieces
 from robustfast.evaluation.tables import percent
 from robustfast.training.run_folder import Run
 from robustfast.visualization.radii import radius_name, radius_unit
@@ -44,9 +45,17 @@ class Moved:
 
 def moved(clean: Tensor, attacked: Tensor) -> Moved:
     """Compare features [N, H] of images with those of the same images under attack, in float64."""
+    return _summarised(*_lengths(clean, attacked))
+
+
+def _lengths(clean: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor]:
+    """||F(x)||_2 and ||F(x) - F(x')||_2 of each image: float64 [N]."""
     clean, attacked = clean.double(), attacked.double()
-    length = clean.norm(dim=1)
-    away = (clean - attacked).norm(dim=1)
+    return clean.norm(dim=1), (clean - attacked).norm(dim=1)
+
+
+def _summarised(length: Tensor, away: Tensor) -> Moved:
+    length, away = length.double(), away.double()
     ratio = (away / length)[length > 0]
     if not len(ratio):
         return Moved(0.0, 0.0, away.mean().item(), len(length))
@@ -56,12 +65,14 @@ def moved(clean: Tensor, attacked: Tensor) -> Moved:
 
 
 def _make(context: PartContext) -> PartResult:
-    """Numbers: "eps" and for each of them "median", "std", "se", "accuracy" of this run; under "others" of those of
+    """Kept batch by batch: an interruption loses one.
+
+    Numbers: "eps" and for each of them "median", "std", "se", "accuracy" of this run; under "others" of those of
     --against, by label."""
     runs = beside(context)
     grid = sweeps(context.run.config.dataset)[ATTACK]
-    with context.progress(context.images * len(grid.printed) * len(runs)) as bar:
-        found = {label: _of(label, run, grid, context, bar) for label, run in runs.items()}
+    with pieces(context, SENSITIVITY.name) as kept:
+        found = {label: _of(label, run, grid, context, kept) for label, run in runs.items()}
     title = f"{context.run.config.dataset}, {context.images} test images, {ATTACK}"
     figure = sensitivity_curves(found, grid.named.norm, context.figure("sensitivity"), title=title)
     own = run_label(context.run)
@@ -75,16 +86,20 @@ def _make(context: PartContext) -> PartResult:
     return PartResult(numbers, [_table(found, grid, title)], [figure])
 
 
-def _of(label: str, run: Run, grid: Grid, context: PartContext, bar: AttackBar) -> dict[str, Any]:
+def _of(label: str, run: Run, grid: Grid, context: PartContext, kept: Pieces) -> dict[str, Any]:
     where = tap(run.model)
-    bar.say(f"{ATTACK} on {label}")
-    clean = collect(where.feature, context.batches(bar=bar), model=where.model)
-    at_eps, accuracies = [moved(clean.values, clean.values)], [clean.accuracy]
-    for eps in grid.printed[1:]:
-        attack = grid.named.build(where.model, eps, seed=context.request.seed)
-        attacked = collect(where.feature, context.batches(bar=bar), attack=attack, model=where.model)
-        at_eps.append(moved(clean.values, attacked.values))
-        accuracies.append(attacked.accuracy)
+    at_eps, accuracies = [], []
+    for eps in grid.printed:
+        attack = grid.named.build(where.model, eps, seed=context.request.seed) if eps else None
+        found = kept.of(
+            f"{ATTACK} {eps:.4g} on {label}",
+            _compared(where, attack),
+            models=[run.model],
+            eps=eps,
+            given=grid.named.settings,
+        )
+        at_eps.append(_summarised(found["length"], found["away"]))
+        accuracies.append(found["right"].double().mean().item())
     return {
         "tap": where.where,
         "without_features": at_eps[0].without,
@@ -92,6 +107,19 @@ def _of(label: str, run: Run, grid: Grid, context: PartContext, bar: AttackBar) 
         **{key: [getattr(one, key) for one in at_eps] for key in ("median", "std", "se")},
         "accuracy": accuracies,
     }
+
+
+def _compared(where: Tap, attack: Attack | None) -> Work:
+    """How long the features of each image are, how far they move, and who is classified right; in eval mode."""
+
+    def work(x: Tensor, y: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        images = x if attack is None else attack(x, y, positions)
+        with eval_mode(where.model), torch.no_grad():
+            clean = where.feature(x)
+            length, away = _lengths(clean, clean if attack is None else where.feature(images))
+            return {"length": length, "away": away, "right": where.model(images).argmax(1) == y}
+
+    return work
 
 
 def _table(found: Mapping[str, Mapping[str, Any]], grid: Grid, title: str) -> Table:

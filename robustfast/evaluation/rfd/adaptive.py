@@ -16,8 +16,8 @@ from torch import Tensor
 
 from robustfast.attacks import APGD
 from robustfast.evaluation.parts import Part, PartContext, PartResult
+from robustfast.evaluation.pieces import pieces
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, lead, no_discriminator
-from robustfast.evaluation.rfd.pieces import pieces
 from robustfast.evaluation.rfd.rates import auroc
 from robustfast.evaluation.rfd.threat import pgd, radius
 from robustfast.evaluation.tables import percent

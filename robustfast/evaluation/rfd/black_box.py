@@ -7,7 +7,7 @@ from rich.table import Table
 from robustfast.evaluation.attack_names import parse
 from robustfast.evaluation.model_digests import weights_digest
 from robustfast.evaluation.parts import Part, PartContext, PartResult
-from robustfast.evaluation.rfd.pieces import pieces
+from robustfast.evaluation.pieces import pieces
 from robustfast.evaluation.rfd.threat import PGD_STEPS, radius
 from robustfast.evaluation.sweep_settings import SweepAttack
 from robustfast.evaluation.tables import percent

@@ -12,8 +12,8 @@ from torch import Tensor
 from robustfast.attacks import RandomNoise
 from robustfast.attacks.draws import signs, uniform
 from robustfast.evaluation.parts import Part, PartContext, PartResult
+from robustfast.evaluation.pieces import Pieces, Work, pieces
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, no_discriminator
-from robustfast.evaluation.rfd.pieces import Pieces, Work, pieces
 from robustfast.evaluation.rfd.rates import auroc, rates
 from robustfast.evaluation.rfd.threat import pgd, radius
 from robustfast.evaluation.subject import main_way

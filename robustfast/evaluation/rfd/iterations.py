@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustfast.errors import UserError
 from robustfast.evaluation.parts import Part, PartContext, PartResult
-from robustfast.evaluation.rfd.pieces import Work, pieces
+from robustfast.evaluation.pieces import Work, pieces
 from robustfast.evaluation.rfd.threat import pgd, radius
 from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.tables import percent

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from robustfast.evaluation.attack_names import parse
 from robustfast.evaluation.parts import Part, PartContext, PartResult
-from robustfast.evaluation.rfd.pieces import pieces
+from robustfast.evaluation.pieces import pieces
 from robustfast.evaluation.rfd.threat import PGD_STEPS, radius
 from robustfast.evaluation.sweep_settings import SweepAttack
 from robustfast.evaluation.sweep_tables import warning_lines

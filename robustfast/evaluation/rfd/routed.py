@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from robustfast.attacks import APGD
 from robustfast.errors import UserError
 from robustfast.evaluation.parts import Part, PartContext, PartResult
+from robustfast.evaluation.pieces import pieces
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, lead, no_discriminator
-from robustfast.evaluation.rfd.pieces import pieces
 from robustfast.evaluation.rfd.threat import pgd, radius
 from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.tables import percent

@@ -23,6 +23,7 @@ from robustfast.evaluation.afd.hdh import (
     separation,
 )
 from robustfast.evaluation.features import collect
+from robustfast.evaluation.partial_results import PartialResults
 from robustfast.visualization.hdh_curve import draw_hdh_curve
 
 
@@ -161,6 +162,32 @@ def test_minimal_attacks_run_once_and_are_pulled_into_each_ball(judged: SimpleNa
         assert (length <= eps * (1 + 1e-5)).all()
         near = (nearest - x).flatten(1).norm(dim=1) <= eps
         torch.testing.assert_close(x_adv[near], nearest[near])
+
+
+def test_an_interrupted_one_goes_on_with_its_next_batch(
+    judged: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hdh, "run_objective", lambda run: SimpleNamespace(discriminator=judged.judge))
+    monkeypatch.setattr(hdh, "sweeps", lambda dataset: {name: sweeps(dataset)[name] for name in _ATTACKS})
+    counts = {"kept": 0, "stop": 7}
+    keep = PartialResults.keep
+
+    def counted(*arguments: object) -> None:
+        if counts["kept"] == counts["stop"]:
+            raise KeyboardInterrupt
+        keep(*arguments)  # type: ignore[arg-type]
+        counts["kept"] += 1
+
+    monkeypatch.setattr(PartialResults, "keep", counted)
+    with pytest.raises(KeyboardInterrupt):
+        HDH.make(judged.context)
+    folder = judged.context.folder / "afd-hdh.partial"
+    assert len(list(folder.iterdir())) == 7
+    counts["stop"] = -1
+    assert HDH.make(judged.context).numbers == judged.numbers
+    # Clean images and three attacks at their radii, in two batches each, none of them twice.
+    assert counts["kept"] == 2 * (1 + sum(len(sweeps("digits")[name].printed) - 1 for name in _ATTACKS))
+    assert not folder.exists()
 
 
 def test_figure_and_tables_are_the_numbers(judged: SimpleNamespace) -> None:

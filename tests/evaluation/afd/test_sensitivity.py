@@ -13,6 +13,7 @@ from robustfast.attacks import FGSM
 from robustfast.evaluation.afd.grids import sweeps
 from robustfast.evaluation.afd.sensitivity import SENSITIVITY, moved
 from robustfast.evaluation.features import collect
+from robustfast.evaluation.partial_results import PartialResults
 from robustfast.models import OneWay
 from robustfast.visualization.sensitivity_curves import draw_sensitivity_curves
 
@@ -93,6 +94,30 @@ def test_part_attacks_each_run_by_itself(untrained: Callable, context_of: Callab
     assert path.exists()
     (table,) = result.tables
     assert [cell for cell in table.columns[0].cells if cell] == ["at", "mine"]
+
+
+def test_an_interrupted_one_goes_on_with_its_next_batch(
+    untrained: Callable, context_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_of(untrained("mine"), images=20)
+    whole = SENSITIVITY.make(context).numbers
+    counts = {"kept": 0, "stop": 5}
+    keep = PartialResults.keep
+
+    def counted(*arguments: object) -> None:
+        if counts["kept"] == counts["stop"]:
+            raise KeyboardInterrupt
+        keep(*arguments)  # type: ignore[arg-type]
+        counts["kept"] += 1
+
+    monkeypatch.setattr(PartialResults, "keep", counted)
+    with pytest.raises(KeyboardInterrupt):
+        SENSITIVITY.make(context)
+    counts["stop"] = -1
+    assert SENSITIVITY.make(context).numbers == whole
+    # Two batches at each radius, none of them twice.
+    assert counts["kept"] == 2 * len(whole["eps"])
+    assert not (context.folder / "afd-sensitivity.partial").exists()
 
 
 def test_figure_is_the_numbers() -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from robustfast.errors import UserError
 from robustfast.evaluation.parts import Request, evaluate_parts
+from robustfast.evaluation.pieces import pieces
 from robustfast.evaluation.rfd import PARTS, detection
-from robustfast.evaluation.rfd.pieces import pieces
 from robustfast.signals import Stopped
 
 
