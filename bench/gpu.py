@@ -76,6 +76,7 @@ def stages(out: Path) -> dict[str, Stage]:
     run = str(out / time.strftime("digits-%Y%m%d-%H%M%S"))
     train = [sys.executable, "-m", "robustfast.train", "digits-aatpp", "--device", "cuda", "--out", run]
     epoch = [sys.executable, "bench/epoch.py", "--device", "cuda", "--limit", "1200"]
+    games = [sys.executable, "bench/games.py", "--device", "cuda", "--precision", "bf16", "--channels-last"]
     autoattack = [sys.executable, "bench/autoattack.py", "--device", "cuda"]
     return {
         # Installed, not only built: robustfast.kernels is found through the install alone. Nothing is downloaded.
@@ -91,6 +92,7 @@ def stages(out: Path) -> dict[str, Stage]:
         "step": Stage([bench("training_step")], 600),
         "autoattack": Stage([[*autoattack, "--out", str(out / "autoattack-mnist-cuda.json")]], 1200),
         "epoch": Stage([[*epoch, "--out", str(out / "epoch.json")]], 1500),
+        "games": Stage([[*games, "--out", str(out / "games.json")]], 600),
         "train": Stage([train], 300),
     }
 
