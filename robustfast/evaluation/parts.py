@@ -166,7 +166,7 @@ class PartContext:
 
     @cached_property
     def training_split(self) -> Dataset | ImageFiles:
-        """The images that the run was trained on, unaugmented."""
+        """The whole training split, unaugmented, with what the run set aside of it to be checked on."""
         return self._load("train")
 
     def subject(self, way: Literal["s", "r", "n"] | None = None) -> Subject:

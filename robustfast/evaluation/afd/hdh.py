@@ -131,8 +131,8 @@ def _make(context: PartContext) -> PartResult:
     """Kept batch by batch: an interruption loses one.
 
     Numbers: of the attack of figure 3a "eps", "gap" and the distances "fixed" and "fitted"; "per_attack" by name its
-    norm, eps, gaps and by threshold alpha and distance; "correlation" of distance and gap over all of these but for
-    eps = 0, by threshold."""
+    norm, settings, eps, gaps and by threshold alpha and distance; "correlation" of distance and gap over all of these
+    but for eps = 0, by threshold."""
     discriminator = run_objective(context.run).discriminator  # type: ignore[attr-defined]
     where = tap(context.run.model)
     grids = {name: grid for name, grid in sweeps(context.run.config.dataset).items() if name not in LEFT_OUT}
@@ -147,15 +147,17 @@ def _make(context: PartContext) -> PartResult:
         clean, clean_error = seen(None, "clean")
         for name, grid in grids.items():
             attacks = _at_radii(grid, where.model, context.request.seed)
+            settings = grid.settings(where.model, seed=context.request.seed)
             attacked = [
                 (clean, clean_error),
                 *(
-                    seen(attack, f"{name} {eps:.4g}", eps=eps, given=grid.named.settings)
+                    seen(attack, f"{name} {eps:.4g}", eps=eps, given=settings)
                     for eps, attack in zip(grid.printed[1:], attacks, strict=True)
                 ),
             ]
             per_attack[name] = {
                 "norm": grid.named.norm,
+                "settings": settings,
                 "eps": list(grid.printed),
                 "gap": [error - clean_error for _, error in attacked],
                 **_by_threshold([separation(clean, logits) for logits, _ in attacked]),

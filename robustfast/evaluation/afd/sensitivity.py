@@ -67,8 +67,8 @@ def _summarised(length: Tensor, away: Tensor) -> Moved:
 def _make(context: PartContext) -> PartResult:
     """Kept batch by batch: an interruption loses one.
 
-    Numbers: "eps" and for each of them "median", "std", "se", "accuracy" of this run; under "others" of those of
-    --against, by label."""
+    Numbers: the attack's "settings", "eps" and for each of them "median", "std", "se", "accuracy" of this run; under
+    "others" of those of --against, by label."""
     runs = beside(context)
     grid = sweeps(context.run.config.dataset)[ATTACK]
     with pieces(context, SENSITIVITY.name) as kept:
@@ -88,6 +88,7 @@ def _make(context: PartContext) -> PartResult:
 
 def _of(label: str, run: Run, grid: Grid, context: PartContext, kept: Pieces) -> dict[str, Any]:
     where = tap(run.model)
+    settings = grid.settings(where.model, seed=context.request.seed)
     at_eps, accuracies = [], []
     for eps in grid.printed:
         attack = grid.named.build(where.model, eps, seed=context.request.seed) if eps else None
@@ -96,12 +97,13 @@ def _of(label: str, run: Run, grid: Grid, context: PartContext, kept: Pieces) ->
             _compared(where, attack),
             models=[run.model],
             eps=eps,
-            given=grid.named.settings,
+            given=settings,
         )
         at_eps.append(_summarised(found["length"], found["away"]))
         accuracies.append(found["right"].double().mean().item())
     return {
         "tap": where.where,
+        "settings": settings,
         "without_features": at_eps[0].without,
         "eps": list(grid.printed),
         **{key: [getattr(one, key) for one in at_eps] for key in ("median", "std", "se")},

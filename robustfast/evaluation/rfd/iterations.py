@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from rich.table import Table
 from torch import Tensor
 
@@ -33,15 +34,20 @@ def along_the_way(
     attack = pgd(model, eps, steps=length, seed=seed)
 
     def work(x: Tensor, y: Tensor, positions: Tensor) -> dict[str, Tensor]:
-        right = model(x).argmax(1) == y
+        right = _right(model, x, y)
         found, here = {}, None
         for number in steps:
             here = attack(x, y, positions, start=here)
             # As in the tables, an image that is wrong from the start is not made right by an attack.
-            found[str(number)] = right & (model(here).argmax(1) == y)
+            found[str(number)] = right & _right(model, here, y)
         return found
 
     return work
+
+
+@torch.no_grad()
+def _right(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return model(x).argmax(1) == y
 
 
 def _make(context: PartContext) -> PartResult:

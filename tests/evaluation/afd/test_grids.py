@@ -9,6 +9,7 @@ from robustfast.data import DATASETS
 from robustfast.errors import UserError
 from robustfast.evaluation.afd.grids import FAMILIES, nominal, sweeps
 from robustfast.evaluation.grids import area
+from robustfast.training.presets import PRESETS
 
 # Table A2; radii of pixels in 255ths. "n/255" there, so that nothing is taken from the code under test.
 MNIST = (0, 0.1, 0.3, 0.35, 0.4, 0.45, 0.5)
@@ -104,6 +105,8 @@ def test_settings_are_those_of_table_a2(dataset: str) -> None:
         ("cifar10", 8 / 255, 1.0),
         ("cifar100", 8 / 255, 1.0),
         ("tiny_imagenet", 0.015, 1.0),
+        # Not in the paper: what the presets train at.
+        ("digits", PRESETS["digits-afd-wgan"].attack.eps, 0.5),
     ],
 )
 def test_radii_of_table_1(dataset: str, eps: float, cw: float) -> None:
@@ -149,8 +152,12 @@ def test_every_data_set_has_nine_attacks_that_can_be_built(dataset: str) -> None
         assert grid.named.name == name
         built = grid.named.build(model, None if grid.named.minimal else grid.eps[-1])
         assert built.norm == grid.named.norm
-        settings = grid.named.as_json(built)
+        settings = grid.settings(model, seed=3)
         assert all(settings[key] == value for key, value in grid.named.settings.items())
+        assert settings == {
+            **{key: value for key, value in grid.named.as_json(built).items() if key != "eps"},
+            "seed": 3,
+        }
     for named, eps in nominal(dataset).values():
         named.build(model, eps)
 

@@ -139,6 +139,7 @@ def test_part_judges_features_with_true_labels(judged: SimpleNamespace) -> None:
     for name, place in (("pgd-linf", 3), ("fgsm", 5)):
         grid, record = grids[name], numbers["per_attack"][name]
         assert record["eps"] == list(grid.printed)
+        assert record["settings"] == grid.settings(run.model, seed=0)
         attacked, error = told(grid.named.build(run.model, grid.printed[place], seed=0))
         expected = separation(clean, attacked)
         assert record["fixed"]["alpha"][place] == pytest.approx(expected.fixed)

@@ -22,7 +22,7 @@ from robustfast.evaluation.parts import Request, evaluate_parts
 from robustfast.evaluation.subject import run_subject
 from robustfast.training.run_folder import load_run
 
-IMAGES, EPS, CW_EPS = 24, 0.1, 0.5
+IMAGES, EPS, CW_EPS = 24, 0.15, 0.5
 PGD = {"steps": 4, "relative_step": 0.3}
 # Large steps: what it finds lies far out, and is pulled in.
 CW = {"steps": 12, "step_size": 0.5, "search_steps": 2, "c": 1e-3}

@@ -84,6 +84,7 @@ def test_part_attacks_each_run_by_itself(untrained: Callable, context_of: Callab
         attacked = collect(model.features, context.batches(), attack=attack, model=model)
         found = moved(clean.values, attacked.values)
         assert record["eps"] == list(grid.printed)
+        assert (record["settings"]["steps"], record["settings"]["seed"]) == (attack.steps, 3)
         assert record["median"][2] == pytest.approx(found.median)
         assert record["std"][2] == pytest.approx(found.std)
         assert record["se"][2] == pytest.approx(found.se)
