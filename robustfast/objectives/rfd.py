@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustfast.attacks import APGD, PGD, AttackConfig
+from robustfast.attacks import APGD, PGD, AttackConfig, eval_mode
 from robustfast.errors import UserError
 from robustfast.models import Disentangled, DomainDiscriminator, Network, Reconstruction
 from robustfast.objectives.objective import Objective, Phase
@@ -41,7 +41,9 @@ class RFDConfig:
     dist: float = 1.0
     """Weight of the angle between robust features of an image and its attacked one (equation 6)."""
     adv: float = 0.1
-    """Weight of the game against the discriminator (equation 9)."""
+    """Weight of what robust and non-robust features do against the discriminator (equation 9, its first part)."""
+    tell: float = 0.1
+    """Weight of what domain-specific features do for it (equation 9, its second part)."""
     kl: float = 0.1
     """Weight of the divergence between kinds of features (figure 2c)."""
     res: float = 0.1
@@ -52,6 +54,9 @@ class RFDConfig:
     """Lambda: the non-robust encoder climbs the cross entropy of attacked images with this strength."""
     fooling: Literal["flipped", "minimax"] = "flipped"
     """flipped: cross entropy with the other domain's label. minimax: equation 9 as printed, unbounded below."""
+    domain_statistics: Literal["batch", "running"] = "batch"
+    """What the batch norms use in features for the discriminator. batch: clean and attacked ones each the statistics of
+    their own batch, which hides a shift between their means. running: those of evaluation, for both."""
     attack_loss: Literal["ce", "margin", "dlr"] = "ce"
     """What the training attack climbs: PGD on ce or margin (the paper's Ours-CW), APGD on dlr (Ours-DLR)."""
     separate: bool = False
@@ -69,7 +74,7 @@ class RFDConfig:
     """Each batch is attacked for one of these numbers of steps; --attack.steps is that of the checks alone."""
 
     def __post_init__(self) -> None:
-        names = ("ce", "dist", "adv", "kl", "res", "reversal", "others_lr", "discriminator_lr")
+        names = ("ce", "dist", "adv", "tell", "kl", "res", "reversal", "others_lr", "discriminator_lr")
         for name in names:
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise UserError(
@@ -87,6 +92,7 @@ class RFDConfig:
         choices = {
             "kl_mode": ("repel", "literal", "off"),
             "fooling": ("flipped", "minimax"),
+            "domain_statistics": ("batch", "running"),
             "attack_loss": ("ce", "margin", "dlr"),
         }
         for name, known in choices.items():
@@ -116,17 +122,19 @@ class RFD(Objective):
     Algorithm 1 lists other parameters in two places, and the equations go before it: L_ce moves G and C too, and
     in step f D moves by L_bce, the encoders by L_adv, C not at all.
 
-    Joint (the default): D takes a step on L_bce, then all others one on ``ce L_ce + dist L_dist + adv L_adv + kl L_kl +
-    res L_res``. One forward of x and one of x' serve all losses, which G and each encoder see in separate calls, so
-    that batch norms never mix them. Separate: the steps of algorithm 1, in its order, each on features of the weights
-    that the one before has left; a part of the model that a step does not move is not run again.
+    L_adv's two parts, of z_r with z_nr and of z_ds, share no parameters and have a weight each, `adv` and `tell`.
+
+    Joint (the default): D takes a step on L_bce, then all others one on the weighted sum of the other losses. One
+    forward of x and one of x' serve all losses, which G and each encoder see in separate calls, so that batch norms
+    never mix them. Separate: the steps of algorithm 1, in its order, each on features of the weights that the one
+    before has left; a part of the model that a step does not move is not run again.
 
     "Domain diversify": radius, step length and number of steps are drawn for each batch, from the run's seed, the epoch
     and the share of the training that is done, so that they are the same in all processes.
 
     Passes with g the passes of G, e of one encoder (g + e is a backbone's), r of the reconstruction, T attack steps:
     joint (2T + 6) g + (2T + 21) e + 6 r, of which 3 e, to the input alone, keep the losses apart that do and do not
-    move G. Separate: (2T + 14) g + (2T + 72) e + 6 r.
+    move G. Separate: (2T + 14) g + (2T + 72) e + 6 r. Running domain statistics: 2 g more, and joint 18 e more.
 
     Attributes:
         discriminator: D, features [B, H] to one logit [B, 1], clean is high. Its weights derive from the seed.
@@ -163,7 +171,8 @@ class RFD(Objective):
     def passes(cls, settings: Any, strength: AttackConfig) -> float:
         # With a backbone cut in the middle (g = e = 1/2); the reconstruction is not counted.
         steps = sum(settings.steps) / len(settings.steps)
-        return 2 * steps + (43 if settings.separate else 13.5)
+        running = settings.domain_statistics == "running"
+        return 2 * steps + (43 + running if settings.separate else 13.5 + 10 * running)
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         model = self.model
@@ -202,7 +211,8 @@ class RFD(Objective):
         leaf, leaf_adv = f.detach().requires_grad_(), f_adv.detach().requires_grad_()
         maps, maps_adv = model.maps(leaf), model.maps(leaf_adv)
         z, z_adv = model.pooled(maps), model.pooled(maps_adv)
-        yield self._discriminated(z, z_adv)
+        domains = self._domains(x, x_adv) if config.domain_statistics == "running" else (z, z_adv)
+        yield self._discriminated(*domains)
 
         moving = {name: through(z[name], leaf, f) for name in "rn"}
         moving_adv = {"r": through(z_adv["r"], leaf_adv, f_adv)}
@@ -211,10 +221,10 @@ class RFD(Objective):
         if config.dist:
             terms["dist"] = angular_loss(moving["r"], moving_adv["r"])
             loss = loss + config.dist * terms["dist"]
-        if config.adv:
-            game = self._game(z, z_adv)
+        if config.adv or config.tell:
+            game, weighted = self._game(*domains)
             terms |= game
-            loss = loss + config.adv * torch.stack(list(game.values())).sum()
+            loss = loss + weighted
         if config.kl and config.kl_mode != "off":
             terms["kl"] = kl_loss(z, z_adv, config.kl_mode)
             loss = loss + config.kl * terms["kl"]
@@ -242,15 +252,28 @@ class RFD(Objective):
 
         with torch.no_grad():
             f, f_adv = model.base(x), model.base(x_adv)
-        z, z_adv = model.pooled(model.maps(f)), model.pooled(model.maps(f_adv))
-        yield self._discriminated(z, z_adv)
-        if config.adv:
-            game = self._game(z, z_adv)
-            yield Phase(_MODEL, config.adv * torch.stack(list(game.values())).sum(), _detached(game))
+        domains = (
+            self._domains(x, x_adv)
+            if config.domain_statistics == "running"
+            else (model.pooled(model.maps(f)), model.pooled(model.maps(f_adv)))
+        )
+        yield self._discriminated(*domains)
+        if config.adv or config.tell:
+            game, weighted = self._game(*domains)
+            yield Phase(_MODEL, weighted, _detached(game))
 
         if config.res:
             loss = self._rebuilt(model.maps(f), f, model.maps(f_adv), f_adv)
             yield Phase(_MODEL, config.res * loss, {"res": loss.detach()})
+
+    def _domains(self, x: Tensor, x_adv: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features of both domains as evaluation computes them, with the batch norms' running statistics; G gets no
+        gradient."""
+        model = self.model
+        with eval_mode(model):
+            with torch.no_grad():
+                f, f_adv = model.base(x), model.base(x_adv)
+            return model.pooled(model.maps(f)), model.pooled(model.maps(f_adv))
 
     def _discriminated(self, z: Mapping[str, Tensor], z_adv: Mapping[str, Tensor]) -> Phase:
         """The discriminator's step; the features stay as they are."""
@@ -268,8 +291,10 @@ class RFD(Objective):
         logits, logits_adv = ({name: self.model.classifier(part[name]) for name in "rn"} for part in (z, adv))
         return {f"ce_{name}": value for name, value in class_losses(logits, logits_adv, y).items()}
 
-    def _game(self, z: Mapping[str, Tensor], z_adv: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return adversarial_loss(self._judged(z), self._judged(z_adv), self.config.fooling)
+    def _game(self, z: Mapping[str, Tensor], z_adv: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The parts of L_adv by name, and their weighted sum."""
+        game = adversarial_loss(self._judged(z), self._judged(z_adv), self.config.fooling)
+        return game, self.config.adv * game["fool"] + self.config.tell * game["tell"]
 
     def _judged(self, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The discriminator's logits [B, 1] by kind."""

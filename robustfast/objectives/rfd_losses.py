@@ -27,10 +27,14 @@ Features = Mapping[str, Tensor]
 
 
 def divergences(z: Features) -> Tensor:
-    """``KL(p_i || p_j) + KL(p_j || p_i)`` of each pair of features, p their softmax: [3, B] for rn, rd, nd."""
-    log_p = torch.stack([F.log_softmax(full(z[name]), 1) for name in "rnd"])
-    p = log_p.exp()
-    return torch.stack([((p[i] - p[j]) * (log_p[i] - log_p[j])).sum(1) for i, j in ((0, 1), (0, 2), (1, 2))])
+    """``KL(p_i || p_j) + KL(p_j || p_i)`` of each pair of features, p their softmax: [3, B] for rn, rd, nd.
+
+    Which is ``sum (p_i - p_j)(log p_i - log p_j)``. Computed as ``sum (p_i - p_j)(z_i - z_j)``: what the logarithms
+    subtract is the same for a whole row, and p_i - p_j sums to 0. About twice as fast (bench/pairwise_kl.py).
+    """
+    x = [full(z[name]) for name in "rnd"]
+    p = [value.softmax(1) for value in x]
+    return torch.stack([((p[i] - p[j]) * (x[i] - x[j])).sum(1) for i, j in ((0, 1), (0, 2), (1, 2))])
 
 
 def kl_loss(clean: Features, adv: Features, mode: str) -> Tensor:

@@ -57,7 +57,8 @@ ROUTES = {
     "kl": {"E_r", "E_nr", "E_ds"},
     "ce": {"G", "E_r", "E_nr", "C"},
     "dist": {"G", "E_r"},
-    "adv": {"E_r", "E_nr", "E_ds"},
+    "adv": {"E_r", "E_nr"},
+    "tell": {"E_ds"},
     "res": {"E_r", "E_nr", "E_ds", "R"},
 }
 
@@ -76,11 +77,12 @@ def moved_by(objective: RFD, phase: Phase) -> set[str]:
     return found
 
 
+@pytest.mark.parametrize("statistics", ["batch", "running"])
 @pytest.mark.parametrize("separate", [False, True], ids=["joint", "separate"])
 @pytest.mark.parametrize("loss", ROUTES)
-def test_each_loss_moves_what_the_equations_name(loss: str, separate: bool) -> None:
+def test_each_loss_moves_what_the_equations_name(loss: str, separate: bool, statistics: str) -> None:
     weights = {name: float(name == loss) for name in ROUTES}
-    objective = rfd(separate=separate, **weights)
+    objective = rfd(separate=separate, domain_statistics=statistics, **weights)
     found: dict[str, set[str]] = {}
     for phase in objective.phases(*images()[:3]):
         moved = moved_by(objective, phase)
@@ -101,7 +103,7 @@ def test_the_game_moves_the_domain_specific_encoder_by_what_tells_and_the_others
     next(phases)
     model, x = objective.model, images().x
     z, z_adv = (model.encode(value) for value in (x, x.flip(0)))
-    game = objective._game(z, z_adv)
+    game, _ = objective._game(z, z_adv)
     for term, moved in {"fool": {"E_r", "E_nr"}, "tell": {"E_ds"}}.items():
         leaves = [p for name in ("E_r", "E_nr", "E_ds") for p in parts(objective)[name].parameters()]
         gradients = torch.autograd.grad(game[term], leaves, retain_graph=True, allow_unused=True)
@@ -115,7 +117,7 @@ def test_the_reversal_turns_the_gradient_of_the_non_robust_encoder_alone(separat
     gradients = {}
     batch, x_adv = images(), images().x.flip(0)
     for reversal in (0.0, 0.5):
-        objective = rfd(reversal=reversal, separate=separate, dist=0.0, adv=0.0, kl=0.0, res=0.0)
+        objective = rfd(reversal=reversal, separate=separate, dist=0.0, adv=0.0, tell=0.0, kl=0.0, res=0.0)
         objective.attack = lambda *_, **__: x_adv
         phase = next(phase for phase in objective.phases(*batch[:3]) if "ce_n_adv" in phase.terms)
         leaves = {name: list(parts(objective)[name].parameters()) for name in ("G", "E_r", "E_nr", "C")}
@@ -142,6 +144,10 @@ class Plain:
 
     def __init__(self, objective: RFD, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
         self.o, self.x, self.x_adv, self.y = objective, x, x_adv, y
+        # What a joint step's running statistics are after its one forward of each domain.
+        once = copy.deepcopy(objective.model)
+        once.encode(x), once.encode(x_adv)
+        self.statistics = dict(once.named_buffers())
 
     def features(self) -> tuple[Any, ...]:
         model = self.o.model
@@ -152,6 +158,18 @@ class Plain:
             found.append((f, maps, model.pooled(maps)))
         return tuple(found)
 
+    def judged_features(self) -> tuple[dict[str, Tensor], ...]:
+        """What the discriminator is given, of both domains."""
+        if self.o.config.domain_statistics == "batch":
+            return tuple(z for _, _, z in self.features())
+        model = self.o.model
+        for name, buffer in model.named_buffers():
+            buffer.copy_(self.statistics[name])
+        model.eval()
+        found = tuple(model.encode(images) for images in (self.x, self.x_adv))
+        model.train()
+        return found
+
     def gradients(self, loss: Tensor, names: str) -> dict[nn.Parameter, Tensor]:
         leaves = [p for name in names.split() for p in parts(self.o)[name].parameters()]
         # The reconstruction takes maps: what pools them has no part in it.
@@ -159,7 +177,7 @@ class Plain:
         return {leaf: gradient for leaf, gradient in found if gradient is not None}
 
     def bce(self) -> dict[nn.Parameter, Tensor]:
-        (_, _, z), (_, _, z_adv) = self.features()
+        z, z_adv = self.judged_features()
         judge = self.o.discriminator
         one, zero = torch.ones(len(self.x), 1).to(self.x), torch.zeros(len(self.x), 1).to(self.x)
         loss = sum(
@@ -201,11 +219,12 @@ class Plain:
         return [self.gradients(self.o.config.kl * sum(terms) / 6, "E_r E_nr E_ds")]
 
     def adv(self) -> list[dict[nn.Parameter, Tensor]]:
-        (_, _, z), (_, _, z_adv) = self.features()
+        z, z_adv = self.judged_features()
         judge = self.o.discriminator
         fool = sum(F.softplus(judge(z[k])).mean() + F.softplus(-judge(z_adv[k])).mean() for k in "rn")
         tell = F.softplus(-judge(z["d"])).mean() + F.softplus(judge(z_adv["d"])).mean()
-        return [self.gradients(self.o.config.adv * (fool / 2 + tell), "E_r E_nr E_ds")]
+        loss = self.o.config.adv * fool / 2 + self.o.config.tell * tell
+        return [self.gradients(loss, "E_r E_nr E_ds")]
 
     def res(self) -> list[dict[nn.Parameter, Tensor]]:
         total = 0.0
@@ -244,10 +263,17 @@ def plain_step(objective: RFD, x: Tensor, x_adv: Tensor, y: Tensor, lr: float, d
         move(*plain.ce(), *plain.dist(), *plain.kl(), *plain.adv(), *plain.res())
 
 
-@pytest.mark.parametrize("separate", [False, True], ids=["joint", "separate"])
+@pytest.mark.parametrize(
+    ("separate", "statistics"),
+    [(False, "batch"), (False, "running"), (True, "batch")],
+    ids=["joint", "running", "separate"],
+)
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-def test_a_step_is_that_of_a_plain_writing(dtype: torch.dtype, close: float, separate: bool) -> None:
-    objective, batch = rfd(separate=separate, reversal=0.3), images(8, dtype)
+def test_a_step_is_that_of_a_plain_writing(
+    dtype: torch.dtype, close: float, separate: bool, statistics: str
+) -> None:
+    objective = rfd(separate=separate, domain_statistics=statistics, reversal=0.3, tell=0.7)
+    batch = images(8, dtype)
     for part in parts(objective).values():
         part.to(dtype)
     by_hand = copy.deepcopy(objective)
@@ -321,8 +347,9 @@ def test_no_part_sees_clean_and_attacked_images_together(separate: bool) -> None
         assert all(seen[name] == ["clean", "adv"] for name in ("G", "E_r", "E_nr", "E_ds"))
 
 
-def test_one_joint_step_moves_the_running_statistics_once_by_each_batch() -> None:
-    objective, batch = rfd(), images()
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_one_joint_step_moves_the_running_statistics_once_by_each_batch(statistics: str) -> None:
+    objective, batch = rfd(domain_statistics=statistics), images()
     twin = copy.deepcopy(objective.model)
     x_adv = objective.attack(batch.x, batch.y, batch.index, **objective.now())
     list(objective.phases(*batch[:3]))
@@ -330,6 +357,24 @@ def test_one_joint_step_moves_the_running_statistics_once_by_each_batch() -> Non
     twin.encode(x_adv)
     for (name, mine), theirs in zip(objective.model.named_buffers(), twin.buffers(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["joint", "separate"])
+def test_by_running_statistics_the_discriminator_learns_on_what_it_judges_in_evaluation(
+    separate: bool,
+) -> None:
+    objective, batch = rfd(separate=separate, domain_statistics="running"), images()
+    seen: list[Tensor] = []
+    objective.discriminator.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    for phase in objective.phases(*batch[:3]):
+        if phase.optimizer == "discriminator":
+            break
+    assert objective.model.training
+    objective.model.eval()
+    clean = objective.model.encode(batch.x)
+    assert len(seen) == 6
+    for mine, name in zip(seen[:3], "rnd", strict=True):
+        assert torch.equal(mine, clean[name]), name
 
 
 # --- the attack -----------------------------------------------------------------------------------------
@@ -383,13 +428,15 @@ def test_attack_losses(loss: str, kind: type) -> None:
 # --- passes ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("running", [False, True], ids=["batch", "running"])
 @pytest.mark.parametrize("separate", [False, True], ids=["joint", "separate"])
 # In digits_cnn an encoder's first convolution reads f itself, in a wide ResNet a batch norm does.
 @pytest.mark.parametrize(("backbone", "reads_f"), [("digits_cnn", 1), ("wide_resnet10_1", 0)])
 def test_a_training_step_costs_what_the_mathematics_needs(
-    backbone: str, reads_f: int, separate: bool
+    backbone: str, reads_f: int, separate: bool, running: bool
 ) -> None:
-    objective = rfd(backbone, steps=(10,), separate=separate)
+    statistics = "running" if running else "batch"
+    objective = rfd(backbone, steps=(10,), separate=separate, domain_statistics=statistics)
     model = objective.model
     g, e = convolutions(model.generator), convolutions(model.encoder_r)
     r = convolutions(objective.reconstruction) + 1  # and one transposed
@@ -421,6 +468,14 @@ def test_a_training_step_costs_what_the_mathematics_needs(
         inputs_ = 2 * (g - 1) + 6 * (e - reads_f) + 3 * e + 2 * r
         total = (20 + 6) * g + (20 + 21) * e + 6 * r
         spared = 2 + 6 * reads_f
+    if running:
+        # The discriminator's features: separately in place of others, jointly beside them, without G's gradient.
+        beside = 0 if separate else 6
+        forward += 2 * g + beside * e
+        weights += beside * e
+        inputs_ += beside * (e - reads_f)
+        spared += beside * reads_f
+        total += 2 * g + 3 * beside * e
     assert step.forward == attack + forward
     assert step.weight_gradients == weights
     assert step.input_gradients == attack + inputs_
@@ -458,10 +513,10 @@ def test_parameters_are_all_in_one_optimizer_and_the_paper_s_rates_are_a_tenth()
     assert objective.optimizers() == {"others": {"lr": 0.1}, "discriminator": {"lr": 0.1}}
 
 
-@pytest.mark.parametrize("field", ["adv", "kl", "res", "dist"])
-def test_what_has_no_weight_is_not_computed(field: str) -> None:
-    *_, phase = rfd(**{field: 0.0}).phases(*images()[:3])
-    gone = {"adv": {"fool", "tell"}}.get(field, {field})
+@pytest.mark.parametrize("fields", [("adv", "tell"), ("kl",), ("res",), ("dist",)])
+def test_what_has_no_weight_is_not_computed(fields: tuple[str, ...]) -> None:
+    *_, phase = rfd(**dict.fromkeys(fields, 0.0)).phases(*images()[:3])
+    gone = {"fool", "tell"} if "adv" in fields else set(fields)
     assert not gone & set(phase.terms)
     assert {"ce_r", "ce_n", "ce_r_adv", "ce_n_adv"} <= set(phase.terms)
 
@@ -501,6 +556,7 @@ def refused() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"steps": (8, 0)}, "--objective.steps 8 0: expected one or more numbers from 1"
     yield {"kl_mode": "none"}, "--objective.kl-mode is 'none', expected one of repel, literal, off"
     yield {"fooling": "x"}, "--objective.fooling is 'x'"
+    yield {"domain_statistics": "x"}, "--objective.domain-statistics is 'x', expected one of batch, running"
     yield {"attack_loss": "kl"}, "--objective.attack-loss is 'kl', expected one of ce, margin, dlr"
 
 
