@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
-from robustfast.attacks import APGD
+from robustfast.attacks import APGD, PGD
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.pieces import pieces
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, lead, no_discriminator
 from robustfast.evaluation.rfd.rates import auroc
-from robustfast.evaluation.rfd.threat import pgd, radius
+from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.tables import percent
 
 __all__ = ["PART", "WEIGHTS", "attacks", "report", "strongest"]
@@ -31,18 +31,14 @@ STEPS = 50
 EXPECTED = "collapse: detectors that are differentiable fall to attacks that know of them (arXiv:1705.07263)"
 
 
-def attacks(
-    both: Judge, eps: float, *, seed: int = 0, norm: str = "linf"
-) -> dict[str, Callable[..., Tensor]]:
+def attacks(both: Judge, eps: float, *, seed: int = 0, norm: str = "linf") -> dict[str, PGD | APGD]:
     """Attacks on a `Judge` by name, each ``attack(x, y, index)``.
 
     "without" climbs the cross entropy of the classes alone; "weight W" adds W log sigmoid(D), which is as good as at
     its bound once an image passes as clean; "both" climbs min(margin, D), which is positive exactly where an image
     fools the classifier and passes, by APGD, and returns the best point of its path.
     """
-    found: dict[str, Callable[..., Tensor]] = {
-        "without": pgd(both, eps, norm=norm, seed=seed, loss=_weighted(0.0))
-    }
+    found: dict[str, PGD | APGD] = {"without": pgd(both, eps, norm=norm, seed=seed, loss=_weighted(0.0))}
     for weight in WEIGHTS:
         found[f"weight {weight:g}"] = pgd(
             both, eps, norm=norm, steps=STEPS, seed=seed, loss=_weighted(weight)
@@ -93,16 +89,18 @@ def report(clean: Tensor, found: Mapping[str, Tensor]) -> dict[str, float]:
 def _make(context: PartContext) -> PartResult:
     both = judge(context.run)
     eps, seed = radius(context.run), context.request.seed
+    made = attacks(both, eps, seed=seed)
     with pieces(context, PART.name) as kept:
         clean = kept.of("clean", _measured(both, None), models=[both])
         found = {
             name: kept.of(name, _measured(both, attack), models=[both], eps=eps, steps=STEPS)
-            for name, attack in attacks(both, eps, seed=seed).items()
+            for name, attack in made.items()
         }
     reports = {name: report(clean["score"], values) for name, values in found.items()}
     worst = report(clean["score"], strongest(found))
     numbers: dict[str, Any] = {
         "eps": eps,
+        "attacks": {name: described(attack) for name, attack in made.items()},
         "clean": report(clean["score"], clean),
         "without": reports["without"],
         "weights": {f"{weight:g}": reports[f"weight {weight:g}"] for weight in WEIGHTS},

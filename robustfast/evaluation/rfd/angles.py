@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -11,7 +12,7 @@ from torch import Tensor
 from robustfast.evaluation.features import collect
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.rfd.judge import no_discriminator
-from robustfast.evaluation.rfd.threat import pgd, radius
+from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.subject import main_way
 
 __all__ = ["PART", "angles"]
@@ -38,15 +39,16 @@ def _make(context: PartContext) -> PartResult:
             collect(lambda x: model.encode(x, "rn"), context.batches(bar=bar), attack=made_by, model=way)
             for made_by in (None, attack)
         )
-    numbers: dict[str, float | int | None] = {}
+    numbers: dict[str, Any] = {}
     turned = {name: angles(clean.values[name], attacked.values[name]) for name in "rn"}
     for name, values in turned.items():
         defined = values[~values.isnan()]
         numbers[name] = defined.mean().item() if len(defined) else None
     known = numbers["r"] and numbers["n"] is not None
-    numbers["ratio"] = numbers["n"] / numbers["r"] if known else None  # type: ignore[operator]
+    numbers["ratio"] = numbers["n"] / numbers["r"] if known else None
     numbers["undefined"] = sum(int(values.isnan().sum()) for values in turned.values())
     numbers["eps"] = radius(run)
+    numbers["attack"] = described(attack)
     table = Table(title=f"{context.path.name}: angle between clean and attacked features (mean)")
     for heading in ("features", "radians", "degrees"):
         table.add_column(heading, justify="left" if heading == "features" else "right")

@@ -15,7 +15,7 @@ from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.pieces import Pieces, Work, pieces
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, no_discriminator
 from robustfast.evaluation.rfd.rates import auroc, rates
-from robustfast.evaluation.rfd.threat import pgd, radius
+from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.sweep_tables import eps_labels
 from robustfast.evaluation.tables import percent
@@ -59,11 +59,12 @@ def _make(context: PartContext) -> PartResult:
     training = run.config.attack.eps
     shares = (*SHARES, *({run.config.objective.eps_factor} - {1.0}))
     radii = {share: share * training for share in shares}
+    attack = pgd(way, training, seed=seed)
     with pieces(context, PART.name) as kept:
         clean = kept.of("clean", _judged(both), models=[both])
         trained = kept.of(
             "training eps",
-            _with_noise(both, pgd(way, training, seed=seed), training, seed),
+            _with_noise(both, attack, training, seed),
             models=[both],
             eps=training,
         )
@@ -78,6 +79,8 @@ def _make(context: PartContext) -> PartResult:
     numbers: dict[str, Any] = {
         "positive": "adversarial",
         "attack": "PGD-20 on the robust way alone",
+        # At other radii and in other norms the step is as large a part of eps.
+        "settings": described(attack),
         "training_eps": _found(score, trained, training),
         "by_eps": {label: _found(score, by_eps[share], radii[share]) for share, label in labels.items()},
         "other_norms": {norm: _found(score, by_norm[norm], eps) for norm, eps in norms.items()},

@@ -15,7 +15,7 @@ from robustfast.evaluation.examples import one_of_each
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, no_discriminator
 from robustfast.evaluation.rfd.picked import evaluated, picked
-from robustfast.evaluation.rfd.threat import pgd, radius
+from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.subject import main_way
 from robustfast.visualization.activation_maps import ActivationMap, activation_maps
 
@@ -121,7 +121,7 @@ def _make(context: PartContext) -> PartResult:
                 records.append(record)
                 images = {name: version[place].cpu() for name, version in versions.items()}
                 rows.append((split.classes[label], _cells(record, images, split.classes)))
-    numbers: dict[str, Any] = {"eps": radius(run), "images": records}
+    numbers: dict[str, Any] = {"eps": radius(run), "attack": described(attack), "images": records}
     headings = ["clean image", *ENCODERS.values(), None, "attacked image", *ENCODERS.values()]
     path = context.figure(PART.name)
     title = f"{context.path.name}: Grad-CAM of each encoder on clean and attacked images"

@@ -12,7 +12,7 @@ from robustfast.evaluation.features import collect
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.rfd.judge import no_discriminator
 from robustfast.evaluation.rfd.picked import evaluated, picked
-from robustfast.evaluation.rfd.threat import pgd, radius
+from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.subject import main_way
 from robustfast.visualization.histogram_pairs import HistogramPair, histogram_pairs
 
@@ -77,6 +77,7 @@ def _make(context: PartContext) -> PartResult:
         )
     numbers = {
         "eps": radius(run),
+        "attack": described(attack),
         "images": len(positions),
         "features": clean.shape[1],
         "edges": edges.tolist(),

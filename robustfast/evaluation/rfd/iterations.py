@@ -11,7 +11,7 @@ from torch import Tensor
 from robustfast.errors import UserError
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.pieces import Work, pieces
-from robustfast.evaluation.rfd.threat import pgd, radius
+from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.tables import percent
 from robustfast.training.run_folder import Run
@@ -79,13 +79,18 @@ def _make(context: PartContext) -> PartResult:
         "accuracy": own,
         "eps": eps,
         "step_size": eps / 4,
+        "attack": described(pgd(_way(context.run), eps, steps=STEPS[-1], seed=seed)),
         "others": dict(zip(list(curves)[1:], others, strict=True)),
     }
     return PartResult(numbers, [table], [figure])
 
 
+def _way(run: Run) -> Callable[[Tensor], Tensor]:
+    return run.model.way(main_way(run.config.method))
+
+
 def _curve(of: Callable[..., dict[str, Tensor]], run: Run, eps: float, seed: int) -> list[float]:
-    model = run.model.way(main_way(run.config.method))
+    model = _way(run)
     right = of(
         "iterations", along_the_way(model, eps, steps=STEPS, seed=seed), models=[model], eps=eps, steps=STEPS
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustfast.evaluation.features import collect
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.rfd.judge import robust_features
-from robustfast.evaluation.rfd.threat import pgd, radius
+from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.tables import percent
 
@@ -58,7 +58,7 @@ def _make(context: PartContext) -> PartResult:
         bar.say("training images")
         bank = collect(feature, context.batches(training, bar=bar))
         k = min(K, len(bank.labels))
-        numbers = {"k": k, "bank": len(bank.labels), "eps": radius(run)}
+        numbers = {"k": k, "bank": len(bank.labels), "eps": radius(run), "attack": described(attack)}
         for name, made_by in {"clean": None, "pgd": attack}.items():
             bar.say(name)
             found = collect(feature, context.batches(bar=bar), attack=made_by, model=way)

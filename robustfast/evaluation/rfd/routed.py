@@ -14,7 +14,7 @@ from robustfast.errors import UserError
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.pieces import pieces
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, lead, no_discriminator
-from robustfast.evaluation.rfd.threat import pgd, radius
+from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.tables import percent
 
@@ -100,6 +100,7 @@ def _make(context: PartContext) -> PartResult:
     for key in ("robust", "source", "judged_clean"):
         numbers[key] = {name: values[key].double().mean().item() for name, values in found.items()}
     numbers["eps"] = eps
+    numbers["attacks"] = {name: described(attack) for name, attack in against.items() if attack is not None}
     table = Table(title=f"{context.path.name}: {context.request.source} for what is judged clean (percent)")
     table.add_column("images")
     for heading in ("judged clean", "robust way", "other model", "routed"):

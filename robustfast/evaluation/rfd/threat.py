@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
-from robustfast.attacks import PGD
+from robustfast.attacks import APGD, PGD
+from robustfast.evaluation.attack_names import NamedAttack
 from robustfast.registry import lookup
 from robustfast.training.run_folder import Run
 
-__all__ = ["PGD_STEPS", "RADII", "pgd", "radius"]
+__all__ = ["PGD_STEPS", "RADII", "described", "pgd", "radius"]
 
 PGD_STEPS = 20
 
@@ -55,3 +57,10 @@ def pgd(
 ) -> PGD:
     """PGD as the paper's tables have it: a random start, 20 steps of a quarter of eps, which is 2/255 at 8/255."""
     return PGD(model, eps, steps=steps, norm=norm, seed=seed, loss=loss)
+
+
+def described(attack: PGD | APGD) -> dict[str, Any]:
+    """Every setting of an attack, defaults included, as plain values for the file."""
+    known = "pgd" if isinstance(attack, PGD) else "apgd-ce"
+    settings = NamedAttack(attack.name, known, attack.norm).as_json(attack)
+    return {name: value for name, value in settings.items() if name != "attack"}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustfast.attacks import PGD
 from robustfast.errors import UserError
 from robustfast.evaluation.embedding import COMPONENTS, embed, perplexity_for
 from robustfast.evaluation.features import Features, collect
@@ -15,7 +16,7 @@ from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.progress import AttackBar
 from robustfast.evaluation.rfd.judge import no_discriminator, robust_features
 from robustfast.evaluation.rfd.picked import evaluated, of_class, picked
-from robustfast.evaluation.rfd.threat import pgd, radius
+from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.subject import main_way
 from robustfast.training.run_folder import Run
 from robustfast.visualization.point_groups import Panel, PointGroup, point_groups
@@ -80,6 +81,7 @@ def _make(context: PartContext) -> PartResult:
     robust = {label: robust[label] for label in reversed(robust)}
     numbers: dict[str, Any] = {
         "eps": radius(run),
+        "attack": described(_attack(context, run)),
         "components": COMPONENTS,
         "images": len(several),
         "domain_specific": embedded(
@@ -133,7 +135,7 @@ def _seen(context: PartContext, run: Run, positions: Tensor, bar: AttackBar) -> 
     """Features of the images and of their attacked versions: of a disentangled network by name, else what the
     classifier sees. Each run is attacked through itself."""
     way = run.model.way(main_way(run.config.method))
-    attack = pgd(way, radius(run), seed=context.request.seed)
+    attack = _attack(context, run)
     mine = run is context.run
     feature = (lambda x: run.model.encode(x)) if mine else robust_features(run)
     clean, attacked = (
@@ -141,6 +143,10 @@ def _seen(context: PartContext, run: Run, positions: Tensor, bar: AttackBar) -> 
         for made_by in (None, attack)
     )
     return clean, attacked
+
+
+def _attack(context: PartContext, run: Run) -> PGD:
+    return pgd(run.model.way(main_way(run.config.method)), radius(run), seed=context.request.seed)
 
 
 def _part_of(pair: Pair, name: str) -> Pair:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -117,3 +119,10 @@ def test_the_part_on_a_run(context_of, monkeypatch: pytest.MonkeyPatch) -> None:
     assert numbers["strongest"]["both"] >= max(one["both"] for one in several)
     assert list(numbers["weights"]) == ["0.1", "1", "10"]
     assert "collapse" in numbers["expected"]
+    described = {name: (found["name"], found["steps"]) for name, found in numbers["attacks"].items()}
+    assert described == {
+        "without": ("pgd", 20),
+        **{f"weight {weight:g}": ("pgd", 5) for weight in WEIGHTS},
+        "both": ("apgd", 5),
+    }
+    json.dumps(numbers, allow_nan=False)

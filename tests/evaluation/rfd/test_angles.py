@@ -39,3 +39,12 @@ def test_the_part_says_what_a_direct_call_says(context_of) -> None:
     assert numbers["r"] > 0
     assert numbers["ratio"] == pytest.approx(numbers["n"] / numbers["r"])
     assert numbers["undefined"] == 0
+    settings = numbers["attack"]
+    assert {name: settings[name] for name in ("name", "norm", "eps", "steps", "relative_step", "loss")} == {
+        "name": "pgd",
+        "norm": "linf",
+        "eps": 0.1,
+        "steps": 20,
+        "relative_step": 0.25,
+        "loss": "ce",
+    }

@@ -56,6 +56,13 @@ def test_the_part_says_what_direct_calls_say(context_of, runs, monkeypatch: pyte
         survives &= routed(*system.split(x_adv)) == y
     assert numbers["against_system"] == pytest.approx(survives.double().mean().item())
     assert numbers["against_system"] < numbers["clean"]
+    described = {name: (found["name"], found["steps"]) for name, found in numbers["attacks"].items()}
+    assert described == {
+        "adversarial": ("pgd", 20),
+        "against_source": ("pgd", 20),
+        "as clean": ("apgd", 5),
+        "as adversarial": ("apgd", 5),
+    }
 
 
 def test_a_source_of_other_classes_is_refused(context_of, monkeypatch: pytest.MonkeyPatch) -> None:
