@@ -1,11 +1,16 @@
 """AFD's and RFD's tables as data: printed numbers written out once more, and what each table needs."""
 
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from robustfast.errors import UserError
 from robustfast.evaluation.comparison import Column
 from robustfast.evaluation.papers import ITEMS, PAPERS
 from robustfast.evaluation.papers.part_tables import Lead, PartTable, Row
+from robustfast.evaluation.parts import document_path
 from robustfast.evaluation.protocols import PROTOCOLS
 from robustfast.evaluation.reproducible import SCALES
 from robustfast.evaluation.reproduction import plan
@@ -173,6 +178,38 @@ def test_smoke_scale_says_which_backbones_it_leaves_out(tmp_path):
     ours = next(run for run in made.runs if run.method == "rfd")
     assert ours.config.objective.steps == (2,)
     assert (ours.config.early_stop, ours.config.hold_out) == (0, 0)
+
+
+def test_a_run_that_stopped_early_stands_beside_the_paper_by_its_best_weights(tmp_path):
+    item, run = ITEMS["rfd-table1"], SimpleNamespace(path=tmp_path, config=PRESETS["cifar10-rfd"])
+    assert run.config.early_stop
+
+    def evaluated(checkpoint, images, clean):
+        document = {
+            "checkpoint": {"name": checkpoint},
+            "images": images,
+            "images_in_split": 10000,
+            "parts": {"nominal": {"key": "", "numbers": {"clean": clean}}},
+        }
+        whole = (checkpoint, images) == ("last", 10000)
+        path = document_path(tmp_path, "rfd", whole=whole)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(document))
+
+    def shown():
+        found = item.beside(run)
+        return None if found is None else found[1].rows["rfd"][0].ours
+
+    assert shown() is None
+    evaluated("best", 500, 0.5)
+    assert shown() is None
+    evaluated("last", 10000, 0.75)
+    assert shown() == 0.75
+    evaluated("best", 10000, 0.875)
+    assert shown() == 0.875
+    # What was not chosen by images that were set aside is no best.
+    run.config = replace(run.config, early_stop=0)
+    assert shown() == 0.75
 
 
 @pytest.mark.parametrize(

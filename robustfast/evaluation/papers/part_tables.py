@@ -285,10 +285,8 @@ class PartTable(Reproducible):
                 continue
             if any(getattr(preset, key) != getattr(run.config, key) for key in _IDENTITY):
                 continue
-            try:
-                document = json.loads(document_path(run.path, self.protocol).read_text())
-                numbers = {part: stored["numbers"] for part, stored in document["parts"].items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            numbers = _reported(run, self.protocol)
+            if numbers is None:
                 return None
             comparison = self._compared({name: numbers}).row(name)
             if any(cell.ours is not None for cell in comparison.rows[name]):
@@ -398,6 +396,20 @@ def _smoke_model(model: str) -> str:
 def _checkpoint(run: PlannedRun) -> Literal["last", "best"]:
     """The best weights where the configuration has them chosen by images that were set aside, else the last."""
     return "best" if run.config.early_stop else "last"
+
+
+def _reported(run: RunRecord, protocol: str) -> dict[str, Any] | None:
+    """The parts' numbers of all test images: by the best weights where the configuration has them chosen by images that
+    were set aside and they were evaluated, else by the last."""
+    chosen = [("best", False)] if run.config.early_stop else []
+    for name, whole in (*chosen, ("last", True)):
+        try:
+            document = json.loads(document_path(run.path, protocol, whole=whole).read_text())
+            if (document["checkpoint"]["name"], document["images"]) == (name, document["images_in_split"]):
+                return {part: stored["numbers"] for part, stored in document["parts"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
 
 
 def _epochs(run: PlannedRun) -> int:
