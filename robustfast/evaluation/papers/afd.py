@@ -23,8 +23,9 @@ COSTS: Mapping[str, float] = {
     "transfer": 2 * 80,
     "hdh": 5 * 400 + 1800 + 600,
     "dimensions": 1,
-    "sensitivity": 5 * 80,
-    "tsne": 4 * 80,
+    # Four runs at six radii.
+    "sensitivity": 4 * 6 * 83,
+    "tsne": 4 * 6 * 81,
 }
 """Part to F per test image, at most."""
 
