@@ -37,7 +37,8 @@ def test_training_passes_with_ten_attack_steps(method, passes):
         ("digits-rfd-mart", {}, 26),
         ("digits-rfd-alp", {}, 26),
         # Its attack has 3, 5, 7 or 9 steps, not --attack.steps.
-        ("digits-rfd", {"steps": (3, 5, 7, 9)}, 12 + 13.5),
+        ("digits-rfd", {"steps": (3, 5, 7, 9), "domain_statistics": "batch"}, 12 + 13.5),
+        ("digits-rfd", {"steps": (3, 5, 7, 9), "domain_statistics": "running"}, 12 + 13.5 + 10),
     ],
 )
 def test_training_passes_of_other_papers(preset, settings, passes):
