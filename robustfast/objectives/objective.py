@@ -12,7 +12,7 @@ from robustfast.attacks import AttackConfig
 from robustfast.data import Dataset
 from robustfast.distributed import World
 from robustfast.errors import UserError
-from robustfast.models import Network
+from robustfast.models import NETWORKS, Network
 
 __all__ = ["Objective", "Phase"]
 
@@ -79,7 +79,7 @@ class Objective:
         if not isinstance(model, self.trains) or not set(self.main_ways) <= set(model.readings):
             raise UserError(
                 f"{type(self).__name__} trains ways {', '.join(self.main_ways)} of a {self.trains.__name__}, got a "
-                f"{type(model).__name__}: give another --network"
+                f"{type(model).__name__}: give --network {' or '.join(self._networks())}"
             )
         self.model = model
         self.config = config
@@ -108,6 +108,16 @@ class Objective:
     def preparation_passes(cls, settings: Any) -> float:
         """F per training image that `prepare` takes."""
         return 0.0
+
+    @classmethod
+    def _networks(cls) -> list[str]:
+        """The names of the networks that it can train."""
+        kinds = {name: getattr(build, "func", build) for name, build in NETWORKS.items()}
+        return [
+            name
+            for name, kind in kinds.items()
+            if issubclass(kind, cls.trains) and set(cls.main_ways) <= set(kind.readings)
+        ]
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """Optimizer name -> the parameters it moves. The others receive no gradient."""
