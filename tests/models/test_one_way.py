@@ -107,6 +107,6 @@ def test_networks_by_name() -> None:
 def test_an_objective_says_which_network_it_trains() -> None:
     assert AT(model(), AT.Config(), AttackConfig(), seed=0).model.readings == "rsn"
     with pytest.raises(
-        UserError, match="AAT trains ways s, r, n of a ThreeWay, got a OneWay: give --network three_way$"
+        UserError, match=r"AAT trains ways s, r, n of a ThreeWay, got a OneWay: give --network three_way$"
     ):
         AAT(model(), AAT.Config(), AttackConfig(), seed=0)

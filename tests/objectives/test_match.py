@@ -141,7 +141,8 @@ def test_running_statistics_see_clean_and_attacked_images_apart(batch):
 
 def test_another_network_is_refused_in_one_line(digits_model):
     with pytest.raises(
-        UserError, match=r"Match trains ways r of a OneWay, got a ThreeWay: give another --network"
+        UserError,
+        match=r"Match trains ways r of a OneWay, got a ThreeWay: give --network one_way or unit_norm",
     ):
         Match(digits_model, Match.Config(), ATTACK, seed=0)
 
