@@ -30,7 +30,7 @@ def divergences(z: Features) -> Tensor:
     """``KL(p_i || p_j) + KL(p_j || p_i)`` of each pair of features, p their softmax: [3, B] for rn, rd, nd.
 
     Which is ``sum (p_i - p_j)(log p_i - log p_j)``. Computed as ``sum (p_i - p_j)(z_i - z_j)``: what the logarithms
-    subtract is the same for a whole row, and p_i - p_j sums to 0. About twice as fast (bench/pairwise_kl.py).
+    subtract is the same for a whole row, and p_i - p_j sums to 0. This is faster (bench/pairwise_kl.py).
     """
     x = [full(z[name]) for name in "rnd"]
     p = [value.softmax(1) for value in x]
