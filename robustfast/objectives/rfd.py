@@ -159,9 +159,10 @@ class RFD(Objective):
         if config.attack_loss == "dlr" and model.classifier.out_features < 3:
             raise UserError("--objective.attack-loss dlr compares three classes, got 2: take ce or margin")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "discriminator"))
+            # Not torch.manual_seed, which seeds the devices' generators too, and nobody would put those back.
+            torch.default_generator.manual_seed(derive(seed, "discriminator"))
             self.discriminator = DomainDiscriminator(model.features).to(model.classifier.weight)
-            torch.manual_seed(derive(seed, "reconstruction"))
+            torch.default_generator.manual_seed(derive(seed, "reconstruction"))
             self.reconstruction = Reconstruction(
                 model.map_channels, model.base_channels, model.upsampling
             ).to(model.classifier.weight)
