@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_example_of_an_objective_trains_the_robust_way() -> None:
     from robustfast.attacks import AttackConfig
     from robustfast.models import ThreeWay
 
-    (block,) = blocks(ROOT / "docs" / "adding-an-objective.md", "python")
+    block, _ = blocks(ROOT / "docs" / "adding-an-objective.md", "python")
     smoothed = run(block)["Smoothed"]
     model = ThreeWay("digits_cnn", num_classes=10, in_channels=1)
     objective = smoothed(model, smoothed.Config(), AttackConfig(steps=1), seed=0)
@@ -57,6 +58,21 @@ def test_the_example_of_an_objective_trains_the_robust_way() -> None:
     phase.loss.backward()
     assert all(p.grad is not None for p in model.encoder_r.parameters())
     assert all(p.grad is None for p in model.encoder_n.parameters())
+
+
+def test_the_example_of_a_part_counts_what_is_right() -> None:
+    _, block = blocks(ROOT / "docs" / "adding-an-objective.md", "python")
+    (part,) = run(block)["PARTS"]
+    y = torch.tensor([0, 1, 1, 0])
+    # Right about three of four.
+    way = torch.eye(2)[torch.tensor([0, 1, 0, 0])]
+    network = SimpleNamespace(way=lambda name: lambda x: way[: len(x)])
+    context = SimpleNamespace(
+        run=SimpleNamespace(model=network),
+        images=4,
+        batches=lambda: [(torch.zeros(4, 1), y, torch.arange(4))],
+    )
+    assert part.make(context).numbers == {"accuracy": 0.75}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
