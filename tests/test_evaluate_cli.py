@@ -77,7 +77,8 @@ def test_attack_by_flags(run, capsys):
         (["--images", "1000"], "--images 1000: expected 1 to 359"),
         (["--batch-size", "0"], "batch size is 0"),
         (["--checkpoint", "best"], "no best.pt"),
-        (["--protocol", "afd"], "afd"),
+        (["--protocol", "afdd"], "unknown protocol 'afdd'; did you mean 'afd'?"),
+        (["--protocol", "afd", "--parts", "hdh"], "part hdh"),
         (["--imagse", "3"], "--imagse"),
         (
             ["--attack.restarts", "2", "--attack.random-start", "none"],

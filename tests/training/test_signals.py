@@ -128,7 +128,12 @@ def test_a_thread_leaves_the_handlers_to_the_main_thread() -> None:
 
 def test_any_command_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        assert main_wrapper(lambda argv, number=number: os.kill(os.getpid(), number), []) == 128 + number
-        assert capsys.readouterr().err == f"stopped by {number.name}\n"
+    # As at a terminal: where tests run in the background, the shell has them ignore it.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            assert main_wrapper(lambda argv, number=number: os.kill(os.getpid(), number), []) == 128 + number
+            assert capsys.readouterr().err == f"stopped by {number.name}\n"
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
