@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ def one_of(size: int, rank: int, port: int, folder: Path) -> None:
         torch.save(everything(world), folder / f"{rank}-of-{size}.pt")
 
 
+def in_time(waiting: int, forked: int, job: Callable[..., None], *arguments: Any) -> None:
+    """Do the job once every process has closed the pipe's end `forked`."""
+    os.close(forked)
+    os.read(waiting, 1)
+    job(*arguments)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     for split in ("train", "test"):
@@ -165,8 +173,16 @@ def main(folder: Path) -> None:
     # One for all, as torchrun's serves the processes it starts again: what the ones before left there must not mislead.
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     for size in (1, 2, 4):
-        started = [process(functools.partial(one_of, size, rank, store.port, folder)) for rank in range(size)]
+        # None comes to the store before the last is forked: for each that comes its thread looks names up, under
+        # a lock of the C library that a process forked meanwhile would inherit locked.
+        waiting, forked = os.pipe()
+        started = [
+            process(functools.partial(in_time, waiting, forked, one_of, size, rank, store.port, folder))
+            for rank in range(size)
+        ]
+        os.close(forked)
         codes = [ended(pid) for pid in started]
+        os.close(waiting)
         assert codes == [0] * size, "a process failed; its trace stands above"
 
 
