@@ -25,8 +25,6 @@ from robustfast.evaluation.metrics import accuracy, detection, dia
 from robustfast.evaluation.predictions import Predictions, predict
 from robustfast.evaluation.progress import attack_bar
 from robustfast.evaluation.tables import accuracy_table, detection_table
-from robustfast.objectives import OBJECTIVES
-from robustfast.registry import lookup
 from robustfast.together import together
 from robustfast.training.fit import data_folder
 from robustfast.training.held_out import spread
@@ -113,7 +111,7 @@ def evaluate_run(
 
     run, split, source = together(world, read)
     config, chosen = run.config, source.dataset
-    ways = lookup("objective", OBJECTIVES, config.method).main_ways
+    ways = config.ways
     own = attacks_for(config.dataset)
     attacks = tuple(attacks) or own
     if file is None:

@@ -17,8 +17,6 @@ from rich.console import Console
 from robustfast.evaluation.comparison import Comparison
 from robustfast.evaluation.reduced_data import REDUCIBLE, TREES
 from robustfast.evaluation.run_record import RunRecord
-from robustfast.objectives import OBJECTIVES
-from robustfast.registry import lookup
 from robustfast.training.config import TrainConfig
 
 __all__ = [
@@ -104,7 +102,7 @@ class PlannedRun:
     @property
     def ways(self) -> str:
         """The ways this run trains."""
-        return lookup("objective", OBJECTIVES, self.config.method).main_ways
+        return self.config.ways
 
 
 class Evaluation(ABC):

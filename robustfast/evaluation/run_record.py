@@ -14,8 +14,6 @@ from robustfast.evaluation import document as documents
 from robustfast.evaluation import sweep_document
 from robustfast.evaluation.aat import FILE
 from robustfast.evaluation.curves import Series, metric_lines, series
-from robustfast.objectives import OBJECTIVES
-from robustfast.registry import lookup
 from robustfast.training.config import TrainConfig, to_json
 from robustfast.training.run_folder import RunFolder
 
@@ -59,7 +57,7 @@ class RunRecord:
     @property
     def ways(self) -> str:
         """The ways this run trains, in the order "srn"."""
-        return lookup("objective", OBJECTIVES, self.config.method).main_ways
+        return self.config.ways
 
     @property
     def finished(self) -> bool:

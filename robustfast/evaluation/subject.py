@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from robustfast.data import Dataset, Feed, ImageFiles, feed, load
 from robustfast.errors import UserError
-from robustfast.objectives import OBJECTIVES
-from robustfast.registry import lookup
 from robustfast.training.fit import data_folder
 from robustfast.training.held_out import spread
 from robustfast.training.run_folder import RunFolder, load_run, resolve_device
 
-__all__ = ["Subject", "imported_model", "main_way", "model_subject", "named_model", "run_subject"]
+__all__ = ["Subject", "imported_model", "model_subject", "named_model", "run_subject"]
 
 BATCH = 256
 """The largest batch that is taken unasked: that of a run on many GPUs need not fit on one of them."""
@@ -88,8 +86,8 @@ def run_subject(
     """
     run = load_run(path, which=checkpoint, device=device)
     config = run.config
-    ways = lookup("objective", OBJECTIVES, config.method).main_ways
-    chosen = way or main_way(config.method)
+    ways = config.ways
+    chosen = way or config.main_way
     if chosen not in ways:
         raise UserError(f"--way {chosen}: {path} trained {', '.join(ways)} alone ({config.method})")
     found = load(config.dataset, "test", data_dir or data_folder(config), image_size=config.image_size)
@@ -213,15 +211,9 @@ def named_model(spec: str, device: torch.device) -> Model:
     """
     if Path(spec).is_dir():
         run = load_run(Path(spec), device=device)
-        return run.model.way(main_way(run.config.method))
+        return run.model.way(run.config.main_way)
     model = imported_model(spec)
     return model.to(device).eval() if isinstance(model, nn.Module) else model
-
-
-def main_way(method: str) -> str:
-    """The way of a method that is attacked: the robust one where it is trained, else the first, as best.pt goes by."""
-    ways = lookup("objective", OBJECTIVES, method).main_ways
-    return "r" if "r" in ways else ways[0]
 
 
 def _source(

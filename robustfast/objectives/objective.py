@@ -59,7 +59,8 @@ class Objective:
         world: the processes that train together; whoever builds the run sets it before `prepare`.
         epoch, progress: as `begin` last set them.
         trains: the class of the networks it can train; `Network` is all that are read in its `main_ways`.
-        main_ways: the ways this objective trains; the others keep the weights they were given.
+        main_ways: the ways this objective trains, of an instance as `trained_ways` has it; the others keep the weights
+            they were given.
         protocol: the evaluation of its paper, as ``--protocol`` takes it.
         attack: makes the adversarial images of a batch, called as ``attack(x, y, index, **self.now())``; None
             where the objective attacks nothing.
@@ -76,10 +77,11 @@ class Objective:
     def __init__(
         self, model: Network, config: Any, attack: AttackConfig, *, seed: int, engine: str = "auto"
     ) -> None:
+        self.main_ways = self.trained_ways(config)  # type: ignore[misc]
         if not isinstance(model, self.trains) or not set(self.main_ways) <= set(model.readings):
             raise UserError(
                 f"{type(self).__name__} trains ways {', '.join(self.main_ways)} of a {self.trains.__name__}, got a "
-                f"{type(model).__name__}: give --network {' or '.join(self._networks())}"
+                f"{type(model).__name__}: give --network {' or '.join(self._networks(self.main_ways))}"
             )
         self.model = model
         self.config = config
@@ -90,6 +92,11 @@ class Objective:
         self.epoch = 0
         self.progress = 0.0
         self.attack: Callable[..., Any] | None = None
+
+    @classmethod
+    def trained_ways(cls, settings: Any) -> str:
+        """The ways that are trained with `settings`, an instance of `Config`: `main_ways`, unless they decide it."""
+        return cls.main_ways
 
     @classmethod
     def passes(cls, settings: Any, strength: AttackConfig) -> float:
@@ -110,14 +117,14 @@ class Objective:
         return 0.0
 
     @classmethod
-    def _networks(cls) -> list[str]:
-        """The names of the networks that it can train."""
-        kinds = {name: getattr(build, "func", build) for name, build in NETWORKS.items()}
-        return [
-            name
-            for name, kind in kinds.items()
-            if issubclass(kind, cls.trains) and set(cls.main_ways) <= set(kind.readings)
-        ]
+    def _networks(cls, ways: str) -> list[str]:
+        """The names of the networks that it can train in these ways."""
+        found = []
+        for name, build in NETWORKS.items():
+            kind, settings = getattr(build, "func", build), getattr(build, "keywords", {})
+            if issubclass(kind, cls.trains) and set(ways) <= set(settings.get("readings", kind.readings)):
+                found.append(name)
+        return found
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """Optimizer name -> the parameters it moves. The others receive no gradient."""

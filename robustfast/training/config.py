@@ -53,7 +53,8 @@ class TrainConfig:
     """L2 penalty of the weights; `optimizer` says how it acts."""
     network: str = "three_way"
     """What is built around the backbone: three_way (two encoders and a shared head), one_way (a linear classifier),
-    unit_norm (the same behind features of unit length), disentangled (RFD's three encoders over one extractor)."""
+    unit_norm (the same behind features of unit length), disentangled (RFD's three encoders over one extractor), or
+    CD-VAE's auto-encoder with the ways that are read: digits_vae_n, mnist_vae_n, cifar_vae_n, and _r, _s, _rn."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: weight decay joins the gradient. adamw: weight decay apart from it."""
     optimizer_impl: Literal["auto", "torch", "apex"] = "auto"
@@ -65,7 +66,10 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decays of AdamW's two running means."""
     schedule: Literal["multistep", "onecycle", "cosine", "constant"] = "multistep"
-    """multistep: a tenth after each milestone. onecycle: up and down along cosines. cosine: down to 0 along one."""
+    """multistep: a tenth after each milestone. onecycle: up and down along cosines. cosine: down to `final_lr` along
+    one."""
+    final_lr: float = 0.0
+    """Where `cosine` ends, as a share of `lr`."""
     milestones: tuple[int, ...] = ()
     """Epochs after which `multistep` divides the learning rate by ten."""
     warmup: float = 0.0
@@ -111,6 +115,9 @@ class TrainConfig:
     """Where to train; auto takes a GPU where there is one."""
     threads: int = 0
     """CPU threads; 0: as many as torch takes. The same number gives the same bits."""
+    start: tuple[str, ...] = ()
+    """Runs to start from: RUN gives all parts of its model that have the same names here, PART=RUN that one part, by
+    whatever name it has there; PART=FILE takes a file of weights."""
     seed: int = 0
     """From which weights, data order, crops, dropout and attacks derive."""
     data_dir: Path | None = None
@@ -132,6 +139,16 @@ class TrainConfig:
     def attack_engine(self) -> str:
         """The engine that attacks are given: a loop that cannot become a graph runs eagerly, and a warning says why."""
         return "auto" if self.engine == "graph" else self.engine
+
+    @property
+    def ways(self) -> str:
+        """The ways that are trained."""
+        return lookup("objective", OBJECTIVES, self.method).trained_ways(self.objective)
+
+    @property
+    def main_way(self) -> str:
+        """The way that is attacked: the robust one where it is trained, else the first, as best.pt goes by."""
+        return "r" if "r" in self.ways else self.ways[0]
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -228,6 +245,8 @@ def _check_numbers(config: TrainConfig) -> None:
         raise UserError(
             f"--swa-start {config.swa_start}: expected a share of the training in [0, 1), as 0.75"
         )
+    if not 0 <= config.final_lr <= 1:
+        raise UserError(f"--final-lr {config.final_lr}: expected a share of --lr in [0, 1]")
     if config.milestones != tuple(sorted(set(config.milestones))):
         raise UserError(
             f"--milestones {','.join(map(str, config.milestones))}: expected growing epochs, as in 75,90,100"
@@ -246,6 +265,10 @@ def _check_combinations(config: TrainConfig) -> None:
         )
     if config.warmup >= config.epochs:
         raise UserError(f"--warmup {config.warmup}: expected fewer than the {config.epochs} of --epochs")
+    if config.final_lr and config.schedule != "cosine":
+        raise UserError(
+            f"--final-lr {config.final_lr} with --schedule {config.schedule}: only cosine ends there, leave it out"
+        )
     if config.warmup and config.schedule == "onecycle":
         raise UserError(
             f"--warmup {config.warmup} with --schedule onecycle, which warms up by itself: leave it out, or take "

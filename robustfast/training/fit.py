@@ -182,6 +182,8 @@ def _train(folder: RunFolder, images: _Images, device: torch.device, world: Worl
             ),
         )
         stack.enter_context(closing(trainer))
+        if new:
+            together(world, trainer.start)
         # Apart, since the processes may share out what is to be done.
         together(world, lambda: trainer.objective.prepare(images.training))
 
@@ -193,7 +195,7 @@ def _train(folder: RunFolder, images: _Images, device: torch.device, world: Worl
             folder.checkpoints.mkdir(exist_ok=True)
 
         together(world, lambda: occupy() if world.writes else None)
-        together(world, lambda: _restore(trainer))
+        together(world, lambda: _restore(trainer, new=new))
         now = torch.get_num_threads()
         if folder.threads not in (None, now) and device.type == "cpu":
             trainer.say(
@@ -208,12 +210,15 @@ def _train(folder: RunFolder, images: _Images, device: torch.device, world: Worl
     return folder.path
 
 
-def _restore(trainer: Trainer) -> None:
+def _restore(trainer: Trainer, *, new: bool) -> None:
     """Put the run back to where its newest checkpoint left it, or to its start."""
     found = checkpoint.load_newest(trainer.folder.checkpoints, say=trainer.say)
     if found is not None:
         trainer.restore(*found)
-    elif trainer.world.writes:
+        return
+    if not new:
+        trainer.start()
+    if trainer.world.writes:
         trainer.metrics.rewind(0)
 
 

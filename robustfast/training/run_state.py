@@ -23,6 +23,7 @@ from robustfast.training.engine import Engine
 from robustfast.training.metrics import Meter, MetricsFile
 from robustfast.training.model_shape import check_shape
 from robustfast.training.run_folder import RunFolder, build_model
+from robustfast.training.start import start_from
 from robustfast.training.whole_step import WholeStep
 
 __all__ = ["RunState"]
@@ -94,6 +95,17 @@ class RunState:
         self.early = EarlyStopping(config.early_stop)
         self._saved = (-1, -1)  # epoch and step of the newest checkpoint
         self._last_is_whole = True  # else last.pt must not take the place of previous.pt, the only good one
+
+    def start(self) -> None:
+        """Take the weights that the configuration has the run start from.
+
+        Raises:
+            UserError: they are not there, or of another model.
+        """
+        if self.config.start:
+            start_from(self.model, self.config.start, say=self.say)
+            if self.average is not None:
+                self.average.model.load_state_dict(self.model.state_dict())
 
     @property
     def judged(self) -> Network:

@@ -44,8 +44,9 @@ def onecycle(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
 
 
 def cosine(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Half a cosine from 1 to 0 over all steps (Loshchilov and Hutter 2017, equation 5, without restarts)."""
-    return _cosine(1.0, 0.0, step / (config.epochs * steps_per_epoch))
+    """Half a cosine from 1 to ``config.final_lr`` over all steps (Loshchilov and Hutter 2017, equation 5, without
+    restarts)."""
+    return _cosine(1.0, config.final_lr, step / (config.epochs * steps_per_epoch))
 
 
 def constant(config: TrainConfig, step: int, steps_per_epoch: int) -> float:

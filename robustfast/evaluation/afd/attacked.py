@@ -16,7 +16,6 @@ from robustfast.evaluation.afd.taps import run_label
 from robustfast.evaluation.attack_names import NamedAttack
 from robustfast.evaluation.model_digests import code_digest, weights_digest
 from robustfast.evaluation.parts import PartContext, document_path
-from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.sweep import sweep
 from robustfast.evaluation.sweep_settings import SweepAttack, SweepSettings
 from robustfast.evaluation.sweep_tables import eps_labels
@@ -109,7 +108,7 @@ def configurations(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def attacked_way(run: Run) -> Callable[[Tensor], Tensor]:
     """The model that a run's attacks are made on and judged by: its robust way where it was trained."""
-    return run.model.way(main_way(run.config.method))
+    return run.model.way(run.config.main_way)
 
 
 def check_same_data(context: PartContext, named: str, dataset: str) -> None:

@@ -13,7 +13,6 @@ from robustfast.evaluation.features import collect
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.rfd.judge import no_discriminator
 from robustfast.evaluation.rfd.threat import described, pgd, radius
-from robustfast.evaluation.subject import main_way
 
 __all__ = ["PART", "angles"]
 
@@ -32,7 +31,7 @@ def angles(z: Tensor, other: Tensor) -> Tensor:
 def _make(context: PartContext) -> PartResult:
     run = context.run
     model = run.model
-    way = model.way(main_way(run.config.method))
+    way = model.way(run.config.main_way)
     attack = pgd(way, radius(run), seed=context.request.seed)
     with context.progress(2 * context.images) as bar:
         clean, attacked = (

@@ -16,7 +16,6 @@ from robustfast.evaluation.pieces import Pieces, Work, pieces
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, no_discriminator
 from robustfast.evaluation.rfd.rates import auroc, rates
 from robustfast.evaluation.rfd.threat import described, pgd, radius
-from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.sweep_tables import eps_labels
 from robustfast.evaluation.tables import percent
 from robustfast.seeds import derive
@@ -55,7 +54,7 @@ def shuffled(x: Tensor, x_adv: Tensor, index: Tensor, *, seed: int) -> Tensor:
 def _make(context: PartContext) -> PartResult:
     run, seed = context.run, context.request.seed
     both = judge(run)
-    way = run.model.way(main_way(run.config.method))
+    way = run.model.way(run.config.main_way)
     training = run.config.attack.eps
     shares = (*SHARES, *({run.config.objective.eps_factor} - {1.0}))
     radii = {share: share * training for share in shares}

@@ -16,7 +16,6 @@ from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, no_discriminator
 from robustfast.evaluation.rfd.picked import evaluated, picked
 from robustfast.evaluation.rfd.threat import described, pgd, radius
-from robustfast.evaluation.subject import main_way
 from robustfast.visualization.activation_maps import ActivationMap, activation_maps
 
 __all__ = ["IMAGES", "PART", "Seen", "encoder_maps", "grad_cam", "upsampled"]
@@ -107,7 +106,7 @@ def upsampled(maps: Tensor, height: int, width: int) -> Tensor:
 def _make(context: PartContext) -> PartResult:
     run, split = context.run, context.split
     both = judge(run)
-    attack = pgd(run.model.way(main_way(run.config.method)), radius(run), seed=context.request.seed)
+    attack = pgd(run.model.way(run.config.main_way), radius(run), seed=context.request.seed)
     candidates = evaluated(context, context.images)
     positions = candidates[one_of_each(split.labels[candidates], min(IMAGES, len(candidates)))]
     records, rows = [], []

@@ -13,7 +13,6 @@ from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.rfd.judge import no_discriminator
 from robustfast.evaluation.rfd.picked import evaluated, picked
 from robustfast.evaluation.rfd.threat import described, pgd, radius
-from robustfast.evaluation.subject import main_way
 from robustfast.visualization.histogram_pairs import HistogramPair, histogram_pairs
 
 __all__ = ["BINS", "IMAGES", "PART", "SAMPLED", "counts", "overlap"]
@@ -43,7 +42,7 @@ def overlap(one: Tensor, other: Tensor) -> float:
 
 def _make(context: PartContext) -> PartResult:
     run, split = context.run, context.split
-    model, way = run.model, run.model.way(main_way(run.config.method))
+    model, way = run.model, run.model.way(run.config.main_way)
     attack = pgd(way, radius(run), seed=context.request.seed)
     positions = evaluated(context, IMAGES)
     with context.progress(2 * len(positions)) as bar:

@@ -12,7 +12,6 @@ from robustfast.errors import UserError
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.pieces import Work, pieces
 from robustfast.evaluation.rfd.threat import described, pgd, radius
-from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.tables import percent
 from robustfast.training.run_folder import Run
 from robustfast.visualization.iteration_curve import iteration_curve
@@ -86,7 +85,7 @@ def _make(context: PartContext) -> PartResult:
 
 
 def _way(run: Run) -> Callable[[Tensor], Tensor]:
-    return run.model.way(main_way(run.config.method))
+    return run.model.way(run.config.main_way)
 
 
 def _curve(of: Callable[..., dict[str, Tensor]], run: Run, eps: float, seed: int) -> list[float]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robustfast.evaluation.subject import main_way
 from robustfast.models import Network, OneWay
 from robustfast.objectives import OBJECTIVES
 from robustfast.ops import margin_loss
@@ -76,5 +75,5 @@ def robust_features(run: Run) -> Callable[[Tensor], Tensor]:
     model: Network = run.model
     if isinstance(model, OneWay):
         return model.features
-    way = main_way(run.config.method)
+    way = run.config.main_way
     return model.encoders(way)[way]

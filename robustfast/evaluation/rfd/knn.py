@@ -11,7 +11,6 @@ from robustfast.evaluation.features import collect
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.rfd.judge import robust_features
 from robustfast.evaluation.rfd.threat import described, pgd, radius
-from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.tables import percent
 
 __all__ = ["PART", "K", "nearest_vote"]
@@ -51,7 +50,7 @@ def nearest_vote(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int = K, c
 
 def _make(context: PartContext) -> PartResult:
     run = context.run
-    feature, way = robust_features(run), run.model.way(main_way(run.config.method))
+    feature, way = robust_features(run), run.model.way(run.config.main_way)
     training = context.training_split
     attack = pgd(way, radius(run), seed=context.request.seed)
     with context.progress(len(training) + 2 * context.images) as bar:

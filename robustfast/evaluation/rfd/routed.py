@@ -15,7 +15,6 @@ from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.pieces import pieces
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, lead, no_discriminator
 from robustfast.evaluation.rfd.threat import described, pgd, radius
-from robustfast.evaluation.subject import main_way
 from robustfast.evaluation.tables import percent
 
 __all__ = ["PART", "Routed", "routed"]
@@ -82,7 +81,7 @@ def _make(context: PartContext) -> PartResult:
     eps, seed = radius(run), context.request.seed
     against = {
         "clean": None,
-        "adversarial": pgd(run.model.way(main_way(run.config.method)), eps, seed=seed),
+        "adversarial": pgd(run.model.way(run.config.main_way), eps, seed=seed),
         "against_source": pgd(source, eps, seed=seed),
         **system.attacks(eps, seed=seed),
     }

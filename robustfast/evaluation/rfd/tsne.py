@@ -17,7 +17,6 @@ from robustfast.evaluation.progress import AttackBar
 from robustfast.evaluation.rfd.judge import no_discriminator, robust_features
 from robustfast.evaluation.rfd.picked import evaluated, of_class, picked
 from robustfast.evaluation.rfd.threat import described, pgd, radius
-from robustfast.evaluation.subject import main_way
 from robustfast.training.run_folder import Run
 from robustfast.visualization.point_groups import Panel, PointGroup, point_groups
 from robustfast.visualization.style import COLOURS, SERIES, class_colours
@@ -134,7 +133,7 @@ def _runs(context: PartContext) -> dict[str, Run]:
 def _seen(context: PartContext, run: Run, positions: Tensor, bar: AttackBar) -> Pair:
     """Features of the images and of their attacked versions: of a disentangled network by name, else what the
     classifier sees. Each run is attacked through itself."""
-    way = run.model.way(main_way(run.config.method))
+    way = run.model.way(run.config.main_way)
     attack = _attack(context, run)
     mine = run is context.run
     feature = (lambda x: run.model.encode(x)) if mine else robust_features(run)
@@ -146,7 +145,7 @@ def _seen(context: PartContext, run: Run, positions: Tensor, bar: AttackBar) -> 
 
 
 def _attack(context: PartContext, run: Run) -> PGD:
-    return pgd(run.model.way(main_way(run.config.method)), radius(run), seed=context.request.seed)
+    return pgd(run.model.way(run.config.main_way), radius(run), seed=context.request.seed)
 
 
 def _part_of(pair: Pair, name: str) -> Pair:

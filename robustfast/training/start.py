@@ -1,0 +1,129 @@
+"""Weights to start a run from: parts of models that other runs trained, and files of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from robustfast.errors import UserError
+from robustfast.models.stored_state import load
+from robustfast.training.run_folder import load_run
+
+__all__ = ["start_from"]
+
+
+def start_from(model: nn.Module, entries: tuple[str, ...], *, say: Callable[[str], Any] = print) -> None:
+    """Load the weights that ``--start`` names into a model, in the order of the entries.
+
+    A part is a child of the model: RUN gives each child of its model that has a namesake here of the same weights.
+    PART=RUN gives one part, which may also lie inside a child (``robust.encoder``): the namesake in the other model, or
+    where that has none the one child with the same weights. PART=FILE takes a state dict (.pt, .pth, .safetensors),
+    and leaves out its output layer ``fc``, which the encoders here do not have.
+
+    Args:
+        model: changed in place.
+        entries: as in ``TrainConfig.start``.
+        say: told in one line what each entry gave.
+
+    Raises:
+        UserError: no run or file there, no such part, or weights of other names or shapes.
+    """
+    for entry in entries:
+        part, equals, place = entry.rpartition("=")
+        path = Path(place)
+        if equals and path.is_file():
+            say(f"starts from {path}: {part}{_from_file(model, part, path)}")
+        elif equals:
+            found = _one(load_run(path, device="cpu").model, part, _part(model, part), path)
+            _part(model, part).load_state_dict(found)
+            say(f"starts from {path}: {part}")
+        else:
+            say(f"starts from {path}: {', '.join(_namesakes(model, path))}")
+
+
+def _namesakes(model: nn.Module, path: Path) -> list[str]:
+    """Load all children of the run's model that fit one here, and tell their names."""
+    theirs = dict(load_run(path, device="cpu").model.named_children())
+    given = []
+    for name, child in model.named_children():
+        if name in theirs and _fits(child, state := theirs[name].state_dict()):
+            child.load_state_dict(state)
+            given.append(name)
+    if not given:
+        here = _listed(dict(model.named_children()))
+        raise UserError(
+            f"--start {path}: its model has {_listed(theirs)}, this one {here}: none of the same name and weights; "
+            f"name a part of this one as PART={path}"
+        )
+    return given
+
+
+def _one(other: nn.Module, name: str, part: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The weights of `other` for a part of this model."""
+    children = dict(other.named_children())
+    namesake = _inside(other, name)
+    if namesake is not None and _fits(part, state := namesake.state_dict()):
+        return state
+    fitting = {key: state for key, child in children.items() if _fits(part, state := child.state_dict())}
+    if len(fitting) != 1:
+        which = f"{_listed(fitting)} all have" if fitting else f"none of {_listed(children)} has"
+        raise UserError(
+            f"--start {name}={path}: {which} the weights of {name} here; expected one part of a run"
+        )
+    return next(iter(fitting.values()))
+
+
+def _from_file(model: nn.Module, name: str, file: Path) -> str:
+    part = _part(model, name)
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else load(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--start {name}={file}: not a readable file of weights ({error})") from error
+    expected = part.state_dict()
+    # ResNets of torchvision: the classifier on ImageNet's classes.
+    output = [key for key in state if key.startswith("fc.") and key not in expected]
+    kept = {key: value for key, value in state.items() if key not in output}
+    if not _fits(part, kept):
+        wrong = sorted(set(kept) ^ set(expected)) or [
+            key for key, value in kept.items() if not _same(value, expected[key])
+        ]
+        raise UserError(
+            f"--start {name}={file}: it holds other weights than {name} has, first {wrong[0]}; expected a state dict "
+            f"of {len(expected)} tensors with the names and shapes of {type(part).__name__}"
+        )
+    part.load_state_dict(kept)
+    return f" without {', '.join(output)}" if output else ""
+
+
+def _part(model: nn.Module, name: str) -> nn.Module:
+    found = _inside(model, name)
+    if found is None:
+        children = _listed(dict(model.named_children()))
+        raise UserError(f"--start {name}=...: the model has no part {name!r}; expected one of {children}")
+    return found
+
+
+def _inside(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name) if name else None
+    except AttributeError:
+        return None
+
+
+def _fits(part: nn.Module, state: dict[str, Any]) -> bool:
+    own = part.state_dict()
+    return own.keys() == state.keys() and all(_same(state[key], value) for key, value in own.items())
+
+
+def _same(value: Any, expected: Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == expected.shape
+
+
+def _listed(parts: dict[str, Any]) -> str:
+    return ", ".join(parts) or "no parts"
