@@ -1,6 +1,7 @@
 """Backbones (images to features), networks over them that are read in ways, and registries of both by name."""
 
 from robustfast.models.backbone import MODELS, backbone
+from robustfast.models.class_disentangled import ClassDisentangled
 from robustfast.models.digits_cnn import DigitsCNN
 from robustfast.models.disentangled import Disentangled
 from robustfast.models.domain_discriminator import DomainDiscriminator
@@ -19,6 +20,7 @@ from robustfast.models.wide_resnet import WideResNet, wide_resnet
 __all__ = [
     "MODELS",
     "NETWORKS",
+    "ClassDisentangled",
     "DigitsCNN",
     "Disentangled",
     "DomainDiscriminator",

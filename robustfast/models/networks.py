@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from robustfast.models.autoencoders import AUTOENCODERS
+from robustfast.models.class_disentangled import ClassDisentangled
 from robustfast.models.disentangled import Disentangled
 from robustfast.models.network import Network
 from robustfast.models.one_way import OneWay
@@ -19,6 +21,12 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "one_way": OneWay,
     "unit_norm": partial(OneWay, unit_norm=True),
     "disentangled": Disentangled,
+    # digits_vae_n and so on: an auto-encoder, and the ways whose classifiers stand beside it.
+    **{
+        f"{name}_{ways}": partial(ClassDisentangled, autoencoder=name, readings=ways)
+        for name in AUTOENCODERS
+        for ways in ("s", "r", "n", "rn")
+    },
 }
 """Networks by name."""
 
