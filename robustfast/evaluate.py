@@ -72,6 +72,9 @@ class Arguments:
     """Parts of a paper's protocol; without them all for which everything is there."""
     against: tuple[str, ...] = ()
     """Other runs that stand beside this one in a paper's figures and tables, as PATH or LABEL=PATH."""
+    inception_weights: Path | None = None
+    """File of the Inception-v3 of the usual FID (pt_inception-2015-12-05-6726825d.pth), for parts that compare images
+    by it; without it they go by features of the run's own classifier, and say so."""
     attacks: tuple[str, ...] = ()
     """Presets of the aat protocol, the first one leads the file; or any attacks, as NAME, NAMESTEPS, NAME-NORM
     (pgd20-l2). Without them the data set's own; a sweep takes apgd-ce."""
@@ -184,11 +187,11 @@ def _protocol(arguments: Arguments) -> str:
         rest = [name for name in for_sweeps if own not in PROTOCOLS or name not in PART_FLAGS]
         chosen = "sweep" if rest or other else own
     lookup("protocol", dict.fromkeys((*OWN_PROTOCOLS, *PROTOCOLS)), chosen)
-    if chosen not in PROTOCOLS and (arguments.parts or arguments.against):
-        raise UserError(
-            f"--{'parts' if arguments.parts else 'against'}: for a protocol of parts "
-            f"({', '.join(PROTOCOLS)}), not {chosen}"
-        )
+    for name in ("parts", "against", "inception_weights"):
+        if chosen not in PROTOCOLS and getattr(arguments, name):
+            raise UserError(
+                f"--{name.replace('_', '-')}: for a protocol of parts ({', '.join(PROTOCOLS)}), not {chosen}"
+            )
     flags = ", ".join(f"--{name.replace('_', '-')}" for name in for_sweeps)
     if chosen == "aat":
         if flags:

@@ -11,6 +11,7 @@ Accuracies are fractions.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ class Request:
         checkpoint, device, batch_size, data_dir: as of `robustfast.evaluation.aat.evaluate_run`.
         source: the model whose adversarial images a black-box attack takes: a run folder or ``module:function``.
         against: other runs to stand beside this one, as ``PATH`` or ``LABEL=PATH``.
+        inception_weights: file of the Inception-v3 whose features the FID compares.
         seed: of all draws.
     """
 
@@ -72,6 +74,7 @@ class Request:
     data_dir: Path | None = None
     source: str | None = None
     against: tuple[str, ...] = ()
+    inception_weights: Path | None = None
     seed: int = 0
 
 
@@ -210,7 +213,7 @@ class Part:
         name: as ``--parts`` takes it, and its key in the file.
         shows: what it is, in a few words, with the paper's table or figure.
         make: computes it.
-        needs: fields of `Request` that it cannot do without: "source", "against".
+        needs: fields of `Request` that it cannot do without: "source", "against", "inception_weights".
         unfit: why a run has no such part (it trained no discriminator), None where it has.
         takes: fields that it uses where they are given, and does without where they are not.
     """
@@ -353,6 +356,8 @@ def _key(part: Part, context: PartContext, weights: str) -> str:
         used["source"] = weights_digest(context.source())
     if request.against and "against" in part.needs + part.takes:
         used["against"] = [(label, weights_digest(run.model)) for label, run in context.others().items()]
+    if request.inception_weights and "inception_weights" in part.needs + part.takes:
+        used["inception_weights"] = _file_digest(request.inception_weights)
     return fingerprint(
         part=part.name,
         version=robustfast.__version__,
@@ -362,6 +367,15 @@ def _key(part: Part, context: PartContext, weights: str) -> str:
         device=context.device.type,
         **used,
     )
+
+
+def _file_digest(file: Path) -> str:
+    try:
+        return hashlib.blake2b(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"--inception-weights {file}: cannot be read ({error.strerror}); name the file of weights"
+        ) from error
 
 
 def labelled(text: str) -> tuple[str, Path]:
