@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from robustfast.evaluation import afd, rfd
+from robustfast.evaluation import afd, cdvae, rfd
 from robustfast.evaluation.parts import Part
 
 __all__ = ["PROTOCOLS"]
@@ -12,5 +12,6 @@ __all__ = ["PROTOCOLS"]
 PROTOCOLS: dict[str, Sequence[Part]] = {
     "afd": afd.PARTS,
     "rfd": rfd.PARTS,
+    "cdvae": cdvae.PARTS,
 }
 """Protocol to its parts. (`aat`, `sweep` and `autoattack` are not made of parts: `robustfast.evaluate` knows them.)"""
