@@ -63,6 +63,8 @@ class Request:
         source: the model whose adversarial images a black-box attack takes: a run folder or ``module:function``.
         against: other runs to stand beside this one, as ``PATH`` or ``LABEL=PATH``.
         inception_weights: file of the Inception-v3 whose features the FID compares.
+        steps: of attacks at most, in parts that can do with fewer than the paper's; for trials, whose numbers then say
+            nothing. None leaves them theirs.
         seed: of all draws.
     """
 
@@ -75,6 +77,7 @@ class Request:
     source: str | None = None
     against: tuple[str, ...] = ()
     inception_weights: Path | None = None
+    steps: int | None = None
     seed: int = 0
 
 
@@ -131,6 +134,10 @@ class PartContext:
     @property
     def batch_size(self) -> int:
         return self.request.batch_size or min(self.run.config.batch_size, BATCH)
+
+    def steps(self, own: int) -> int:
+        """How many of an attack's `own` steps are taken; a part that asks names "steps" in `Part.takes`."""
+        return own if self.request.steps is None else min(own, self.request.steps)
 
     def figure(self, name: str) -> Path:
         """The file of a figure of this part."""
@@ -358,6 +365,8 @@ def _key(part: Part, context: PartContext, weights: str) -> str:
         used["against"] = [(label, weights_digest(run.model)) for label, run in context.others().items()]
     if request.inception_weights and "inception_weights" in part.needs + part.takes:
         used["inception_weights"] = _file_digest(request.inception_weights)
+    if request.steps and "steps" in part.takes:
+        used["steps"] = request.steps
     return fingerprint(
         part=part.name,
         version=robustfast.__version__,
