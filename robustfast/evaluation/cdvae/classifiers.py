@@ -1,0 +1,174 @@
+"""Classifiers of an image's parts: those that the run itself trained, and those that other runs trained for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustfast.errors import UserError
+from robustfast.evaluation.parts import PartContext, labelled
+from robustfast.models import ClassDisentangled, OneWay
+from robustfast.training.run_folder import Run, RunFolder, load_run
+
+__all__ = ["PartModel", "classifiers", "no_generator", "part_model", "split_network"]
+
+
+class PartModel(nn.Module):
+    """A classifier of one part of images in [0, 1], which are split by a network's G: [B, C, H, W] to logits [B, K].
+
+    Args:
+        network: splits the images.
+        part: "x", "g" or "r".
+        classifier: of normalised images; without one `forward` gives the part itself.
+    """
+
+    def __init__(
+        self, network: ClassDisentangled, part: str, classifier: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.network, self.part, self.classifier = network, part, classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.network.part(x, self.part)
+        return seen if self.classifier is None else self.classifier(seen)
+
+
+def part_model(
+    network: ClassDisentangled, part: str, classifier: Callable[[Tensor], Tensor] | None = None
+) -> PartModel:
+    """The classifier of a part as a model of images in [0, 1], in eval mode: its gradients run through G.
+
+    Args:
+        network: splits the images.
+        part: "x", "g" or "r".
+        classifier: of normalised images; the network's own of that part where none is given.
+
+    Raises:
+        ValueError: an unknown part, or a network without a classifier of it where none is given.
+    """
+    return PartModel(network, part, network.classifier(part) if classifier is None else classifier).eval()
+
+
+def no_generator(run: Run) -> str | None:
+    """Why a run cannot split images; None where it can."""
+    model = run.model
+    if isinstance(model, ClassDisentangled) and model.generator is not None:
+        return None
+    return (
+        f"{run.path.name} ({run.config.method}) has no auto-encoder that splits images, as cdvae trains one"
+    )
+
+
+def split_network(run: Run) -> ClassDisentangled:
+    """The network of a run that splits images, in eval mode.
+
+    Raises:
+        UserError: the run has no auto-encoder.
+    """
+    reason = no_generator(run)
+    if reason is not None:
+        raise UserError(f"{reason}; evaluate a run of cdvae")
+    assert isinstance(run.model, ClassDisentangled)
+    return run.model
+
+
+def classifiers(context: PartContext) -> dict[str, OneWay]:
+    """By part "x", "g", "r": what classifies it, of normalised images, in eval mode on the context's device.
+
+    The run's own classifiers, then those of the runs of ``--source`` and ``--against``. A run gives none that is only
+    attacked or compared with: ``module:function``, a network that does not go by parts, or one that trained a G of its
+    own, whose parts are other ones than this run's.
+
+    Raises:
+        UserError: a run of another data set, or of images of another shape, normalisation or number of classes; a
+            classifier that was trained on the parts of another G; or one part from two runs.
+    """
+    network = split_network(context.run)
+    found = {part: network.classifier(part) for part in _parts(network)}
+    givers = {part: context.path for part in found}
+    for flag, path, which in _named(context):
+        # Again the run itself, or one that both flags name.
+        if path.resolve() in {giver.resolve() for giver in givers.values()}:
+            continue
+        run = load_run(path, which=which, device=context.device)
+        if not _comparable(flag, run, context):
+            continue
+        assert isinstance(run.model, ClassDisentangled)
+        for part in _parts(run.model):
+            if part in found:
+                raise UserError(
+                    f"{flag} {path}: a classifier of {_SHOWN[part]}, and so has {givers[part]}; name one run for a part"
+                )
+            found[part], givers[part] = run.model.classifier(part), path
+    return found
+
+
+_SHOWN = {"x": "x", "g": "G(x)", "r": "x - G(x)"}
+
+
+def _parts(network: ClassDisentangled) -> list[str]:
+    return [part for part in _SHOWN if hasattr(network, f"classifier_{part}")]
+
+
+def _named(context: PartContext) -> list[tuple[str, Path, str]]:
+    """Flag, folder and checkpoint of each run that the request names."""
+    request = context.request
+    runs = []
+    if request.source is not None and Path(request.source).is_dir():
+        # As the model behind --source is attacked: by its last checkpoint.
+        runs.append(("--source", Path(request.source), "last"))
+    runs += [("--against", path, request.checkpoint) for _, path in map(labelled, request.against)]
+    return runs
+
+
+def _comparable(flag: str, run: Run, context: PartContext) -> bool:
+    """Whether a run has classifiers of this run's parts.
+
+    Raises:
+        UserError: it is one of other images.
+    """
+    theirs, ours = RunFolder.open(run.path), RunFolder.open(context.path)
+    if run.config.dataset != context.run.config.dataset:
+        raise UserError(
+            f"{flag} {run.path}: trained on {run.config.dataset}, {context.path} on {context.run.config.dataset}; "
+            f"name runs of one data set"
+        )
+    if _shape(theirs) != _shape(ours):
+        raise UserError(
+            f"{flag} {run.path}: trained on {_shape(theirs)}, {context.path} on {_shape(ours)}; name runs of the same "
+            f"images"
+        )
+    network, own = run.model, split_network(context.run)
+    if not isinstance(network, ClassDisentangled):
+        return False
+    if not all(
+        torch.equal(getattr(network.normalisation, name), getattr(own.normalisation, name))
+        for name in ("mean", "std")
+    ):
+        raise UserError(
+            f"{flag} {run.path}: {run.config.network} normalises images otherwise than {context.run.config.network} of "
+            f"{context.path}; name runs of one family of networks"
+        )
+    if network.generator is None or _same(network.generator, own.generator):
+        return True
+    if run.config.method == "cdvae_classifier":
+        raise UserError(
+            f"{flag} {run.path}: its classifier was trained on parts by another G than that of {context.path}; train "
+            f"one with --start {context.path}"
+        )
+    return False
+
+
+def _shape(folder: RunFolder) -> str:
+    size = "" if folder.size is None else f" of {folder.size[1]}x{folder.size[0]}"
+    return f"{folder.num_classes} classes and {folder.channels}-channel images{size}"
+
+
+def _same(one: nn.Module, other: nn.Module | None) -> bool:
+    mine, theirs = one.state_dict(), {} if other is None else other.state_dict()
+    return mine.keys() == theirs.keys() and all(
+        value.shape == theirs[key].shape and torch.equal(value, theirs[key]) for key, value in mine.items()
+    )
