@@ -146,6 +146,13 @@ class Objective:
         """
         return {}
 
+    def started(self) -> None:
+        """Called once a new run's model has the weights that it starts from, its own or those of ``--start``.
+
+        Raises:
+            UserError: the objective cannot train from these.
+        """
+
     def prepare(self, dataset: Dataset) -> None:
         """Called once before the first step, with the training split. Most objectives need nothing from it.
 

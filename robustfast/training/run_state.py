@@ -100,12 +100,13 @@ class RunState:
         """Take the weights that the configuration has the run start from.
 
         Raises:
-            UserError: they are not there, or of another model.
+            UserError: they are not there, or of another model, or none from which the objective can train.
         """
         if self.config.start:
             start_from(self.model, self.config.start, say=self.say)
             if self.average is not None:
                 self.average.model.load_state_dict(self.model.state_dict())
+        self.objective.started()
 
     @property
     def judged(self) -> Network:
