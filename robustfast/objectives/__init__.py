@@ -4,6 +4,8 @@ from robustfast.objectives.aat import AAT, AATPP
 from robustfast.objectives.afd import AFDDCGAN, AFDWGAN
 from robustfast.objectives.alp import ALP
 from robustfast.objectives.at import AT
+from robustfast.objectives.cdvae import CDVAE
+from robustfast.objectives.cdvae_classifier import CDVAEClassifier
 from robustfast.objectives.inversion import invert
 from robustfast.objectives.mart import MART
 from robustfast.objectives.match import Match
@@ -20,12 +22,14 @@ __all__ = [
     "AFDWGAN",
     "ALP",
     "AT",
+    "CDVAE",
     "MART",
     "OBJECTIVES",
     "PI",
     "RFD",
     "ST",
     "TRADES",
+    "CDVAEClassifier",
     "Match",
     "Objective",
     "Phase",
@@ -45,5 +49,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "afd_dcgan": AFDDCGAN,
     "afd_wgan": AFDWGAN,
     "rfd": RFD,
+    "cdvae": CDVAE,
+    "cdvae_classifier": CDVAEClassifier,
 }
 """Objectives by name."""
