@@ -88,7 +88,7 @@ def classifiers(context: PartContext) -> dict[str, OneWay]:
     """
     network = split_network(context.run)
     found = {part: network.classifier(part) for part in _parts(network)}
-    givers = {part: context.path for part in found}
+    givers = dict.fromkeys(found, context.path)
     for flag, path, which in _named(context):
         # Again the run itself, or one that both flags name.
         if path.resolve() in {giver.resolve() for giver in givers.values()}:
