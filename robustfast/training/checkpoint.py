@@ -13,7 +13,7 @@ import torch
 from robustfast.errors import UserError
 from robustfast.models.stored_state import load
 
-__all__ = ["FORMAT", "PREVIOUS", "load", "load_newest", "save", "write_durably"]
+__all__ = ["FORMAT", "PREVIOUS", "load", "load_newest", "present", "save", "write_durably"]
 
 FORMAT = 2
 """Version of the checkpoints' layout. 1 held the state of torch's generators, which 2 seeds for each step instead."""
@@ -89,9 +89,8 @@ def load_newest(
     Raises:
         UserError: there are checkpoints, and all are broken.
     """
-    present = [path for name in ("last.pt", PREVIOUS) if (path := folder / name).exists()]
     failures: list[UserError] = []
-    for path in present:
+    for path in present(folder):
         try:
             state = load(path, device)
         except UserError as error:
@@ -103,6 +102,11 @@ def load_newest(
     if failures:
         raise UserError("; ".join(map(str, failures)))
     return None
+
+
+def present(folder: Path) -> list[Path]:
+    """The checkpoints of a folder that a run goes on from, the newest first, whole or not."""
+    return [path for name in ("last.pt", PREVIOUS) if (path := folder / name).exists()]
 
 
 def _reason(error: BaseException) -> str | None:

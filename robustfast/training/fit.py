@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -60,8 +60,16 @@ def fit(config: TrainConfig, world: World | None = None) -> Path:
         return resume(config.out, config, world)
     device = together(world, lambda: _check(config))
     images = together(world, lambda: _images(config))
+    there = config.out is not None and config.out.exists()
     folder = together(world, lambda: RunFolder.reserve(config, images.training) if world.writes else None)
-    return _train(world.broadcast(folder), images, device, world, new=True)
+    try:
+        return _train(world.broadcast(folder), images, device, world, new=True)
+    except UserError:
+        if folder is not None and not there:
+            # What was refused before it was a run leaves nothing; a folder with anything in it stays.
+            with suppress(OSError):
+                folder.path.rmdir()
+        raise
 
 
 def resume(path: Path, config: TrainConfig | None = None, world: World | None = None) -> Path:
@@ -182,8 +190,9 @@ def _train(folder: RunFolder, images: _Images, device: torch.device, world: Worl
             ),
         )
         stack.enter_context(closing(trainer))
-        if new:
-            together(world, trainer.start)
+        # What the objective prepares may depend on it; a run killed before its first checkpoint has nothing else.
+        fresh = new or not checkpoint.present(folder.checkpoints)
+        together(world, lambda: trainer.start() if fresh else None)
         # Apart, since the processes may share out what is to be done.
         together(world, lambda: trainer.objective.prepare(images.training))
 
@@ -195,7 +204,7 @@ def _train(folder: RunFolder, images: _Images, device: torch.device, world: Worl
             folder.checkpoints.mkdir(exist_ok=True)
 
         together(world, lambda: occupy() if world.writes else None)
-        together(world, lambda: _restore(trainer, new=new))
+        together(world, lambda: _restore(trainer))
         now = torch.get_num_threads()
         if folder.threads not in (None, now) and device.type == "cpu":
             trainer.say(
@@ -210,15 +219,12 @@ def _train(folder: RunFolder, images: _Images, device: torch.device, world: Worl
     return folder.path
 
 
-def _restore(trainer: Trainer, *, new: bool) -> None:
+def _restore(trainer: Trainer) -> None:
     """Put the run back to where its newest checkpoint left it, or to its start."""
     found = checkpoint.load_newest(trainer.folder.checkpoints, say=trainer.say)
     if found is not None:
         trainer.restore(*found)
-        return
-    if not new:
-        trainer.start()
-    if trainer.world.writes:
+    elif trainer.world.writes:
         trainer.metrics.rewind(0)
 
 

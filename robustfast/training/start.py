@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from robustfast.training.run_folder import load_run
 
 __all__ = ["start_from"]
 
+COUNT = "num_batches_tracked"
+"""What the count of batches is called in a batch norm's state."""
+
 
 def start_from(model: nn.Module, entries: tuple[str, ...], *, say: Callable[[str], Any] = print) -> None:
     """Load the weights that ``--start`` names into a model, in the order of the entries.
@@ -24,7 +29,8 @@ def start_from(model: nn.Module, entries: tuple[str, ...], *, say: Callable[[str
     A part is a child of the model: RUN gives each child of its model that has a namesake here of the same weights.
     PART=RUN gives one part, which may also lie inside a child (``robust.encoder``): the namesake in the other model, or
     where that has none the one child with the same weights. PART=FILE takes a state dict (.pt, .pth, .safetensors),
-    and leaves out its output layer ``fc``, which the encoders here do not have.
+    and leaves out its output layer ``fc``, which the encoders here do not have. Files from before batch norms counted
+    their batches lack those counts, which then stay 0.
 
     Args:
         model: changed in place.
@@ -35,16 +41,28 @@ def start_from(model: nn.Module, entries: tuple[str, ...], *, say: Callable[[str
         UserError: no run or file there, no such part, or weights of other names or shapes.
     """
     for entry in entries:
-        part, equals, place = entry.rpartition("=")
+        part, place = _taken_apart(entry)
         path = Path(place)
-        if equals and path.is_file():
+        if not path.exists():
+            raise UserError(
+                f"--start {entry}: there is no {path}; expected RUN, PART=RUN or PART=FILE, runs by their folders"
+            )
+        if part is None and path.is_file():
+            raise UserError(f"--start {entry}: a file of weights is for one part; name it as PART={path}")
+        if part is not None and path.is_file():
             say(f"starts from {path}: {part}{_from_file(model, part, path)}")
-        elif equals:
+        elif part is not None:
             found = _one(load_run(path, device="cpu").model, part, _part(model, part), path)
             _part(model, part).load_state_dict(found)
             say(f"starts from {path}: {part}")
         else:
             say(f"starts from {path}: {', '.join(_namesakes(model, path))}")
+
+
+def _taken_apart(entry: str) -> tuple[str | None, str]:
+    """Part, None where none is named, and place. Runs may be called after settings: sweep/lr=0.1 is no part."""
+    part, equals, place = entry.partition("=")
+    return (part, place) if equals and not Path(entry).exists() else (None, entry)
 
 
 def _namesakes(model: nn.Module, path: Path) -> list[str]:
@@ -81,14 +99,12 @@ def _one(other: nn.Module, name: str, part: nn.Module, path: Path) -> dict[str, 
 
 def _from_file(model: nn.Module, name: str, file: Path) -> str:
     part = _part(model, name)
-    try:
-        state = load_file(file) if file.suffix == ".safetensors" else load(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"--start {name}={file}: not a readable file of weights ({error})") from error
+    state = _read(file, name)
     expected = part.state_dict()
     # ResNets of torchvision: the classifier on ImageNet's classes.
     output = [key for key in state if key.startswith("fc.") and key not in expected]
     kept = {key: value for key, value in state.items() if key not in output}
+    kept |= {key: count for key, count in expected.items() if key.endswith(COUNT) and key not in kept}
     if not _fits(part, kept):
         wrong = sorted(set(kept) ^ set(expected)) or [
             key for key, value in kept.items() if not _same(value, expected[key])
@@ -99,6 +115,26 @@ def _from_file(model: nn.Module, name: str, file: Path) -> str:
         )
     part.load_state_dict(kept)
     return f" without {', '.join(output)}" if output else ""
+
+
+def _read(file: Path, name: str) -> dict[str, Any]:
+    """The state dict in a file."""
+    try:
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        elif zipfile.is_zipfile(file):
+            state = load(file)
+        else:
+            # The format of torch before 1.6, in which older published weights still come; it has no checksums.
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"--start {name}={file}: not a readable file of weights ({reason})") from error
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise UserError(
+            f"--start {name}={file}: it holds no state dict, but {type(state).__name__}; expected names to tensors"
+        )
+    return state
 
 
 def _part(model: nn.Module, name: str) -> nn.Module:
