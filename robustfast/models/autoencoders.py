@@ -8,6 +8,7 @@ from functools import partial
 
 from robustfast.models.autoencoder import Autoencoder
 from robustfast.models.residual_vae import ResidualVAE
+from robustfast.models.vq_vae import VQVAE
 
 __all__ = ["AUTOENCODERS", "Kind"]
 
@@ -32,5 +33,6 @@ AUTOENCODERS: dict[str, Kind] = {
     "cifar_vae": Kind(
         partial(ResidualVAE, size=32, latent=2048), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     ),
+    "vq_vae": Kind(VQVAE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 """Auto-encoders by name."""

@@ -9,9 +9,11 @@ from functools import partial
 from torch import nn
 
 from robustfast.models.digits_cnn import DigitsCNN
+from robustfast.models.dropout_wide_resnet import dropout_wide_resnet
 from robustfast.models.narrow_resnet import NarrowResNet
 from robustfast.models.preact_resnet18 import PreActResNet18
 from robustfast.models.resnet18 import ResNet18
+from robustfast.models.resnet50 import ResNet50
 from robustfast.models.small_cnn import SmallCNN
 from robustfast.models.timm_backbone import TIMM, TimmBackbone
 from robustfast.models.wide_resnet import wide_resnet
@@ -28,6 +30,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "narrow_resnet": NarrowResNet,
     "wide_resnet28_10": partial(wide_resnet, 28, 10),
     "wide_resnet34_10": partial(wide_resnet, 34, 10),
+    "wide_resnet28_10_dropout": partial(dropout_wide_resnet, 28, 10),
+    "resnet50": ResNet50,
     **{name: partial(TimmBackbone, name) for name in TIMM},
 }
 
@@ -36,15 +40,17 @@ def backbone(name: str, *, in_channels: int) -> nn.Module:
     """Build a backbone with fresh weights.
 
     Args:
-        name: a key of `MODELS`, or any other ``wide_resnetDEPTH_WIDTH``, for example ``wide_resnet16_4``.
+        name: a key of `MODELS`, or any other ``wide_resnetDEPTH_WIDTH``, for example ``wide_resnet16_4``, with
+            ``_dropout`` behind it for `robustfast.models.DropoutWideResNet`.
         in_channels: channels of the images.
 
     Raises:
         UserError: no such name (the message lists the known ones), or a depth that no wide ResNet has.
     """
-    wide = re.fullmatch(r"wide_resnet(\d+)_(\d+)", name)
+    wide = re.fullmatch(r"wide_resnet(\d+)_(\d+)(_dropout)?", name)
     if wide:
-        return wide_resnet(int(wide[1]), int(wide[2]), in_channels=in_channels)
+        build = dropout_wide_resnet if wide[3] else wide_resnet
+        return build(int(wide[1]), int(wide[2]), in_channels=in_channels)
     return lookup("model", MODELS, name)(in_channels=in_channels)
 
 

@@ -109,6 +109,17 @@ class ClassDisentangled(Network):
             self.add_module(
                 f"classifier_{PARTS[way]}", OneWay(backbone, num_classes=num_classes, in_channels=own)
             )
+        # What `encoders` gives, kept so that what is compiled there is what runs. In a dictionary, that torch does not
+        # count the parameters twice.
+        self._encoders = {
+            way: _Encoder(
+                self.normalisation,
+                None if way == "s" else self.generator,
+                self.classifier(PARTS[way]).encoder,
+                PARTS[way],
+            )
+            for way in readings
+        }
 
     def classifier(self, part: str) -> OneWay:
         """The classifier of part "x", "g" or "r", which takes normalised images.
@@ -145,11 +156,14 @@ class ClassDisentangled(Network):
 
     def ways(self, x: Tensor, ways: str) -> dict[str, Tensor]:
         check_letters("ways", ways, self.readings)
-        parts = {"x": self.normalisation(x)} if ways == "s" else self.split(x)._asdict()
+        if len(ways) == 1:
+            return {ways: self.classifier(PARTS[ways]).classifier(self._encoders[ways](x))}
+        parts = self.split(x)._asdict()
         return {way: self.classifier(PARTS[way])(parts[PARTS[way]]) for way in ways}
 
     def encoders(self, ways: str | None = None) -> dict[str, nn.Module]:
-        return {way: _Encoder(self, PARTS[way]) for way in ways or self.readings}
+        """By way, images to the features [B, H] of its classifier; the modules hold G and the classifier's encoder."""
+        return {way: self._encoders[way] for way in ways or self.readings}
 
     def way_parameters(self, name: str) -> list[nn.Parameter]:
         """G's, where the way looks through it, then the classifier's."""
@@ -158,11 +172,17 @@ class ClassDisentangled(Network):
 
 
 class _Encoder(nn.Module):
-    """Images to the features of one classifier."""
+    """Images in [0, 1] to the features of one part's classifier."""
 
-    def __init__(self, network: ClassDisentangled, part: str) -> None:
+    def __init__(
+        self, normalisation: Normalisation, generator: Autoencoder | None, encoder: nn.Module, part: str
+    ) -> None:
         super().__init__()
-        self.network, self.part = network, part
+        self.normalisation, self.generator, self.encoder, self.part = normalisation, generator, encoder, part
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network.classifier(self.part).features(self.network.part(x, self.part))
+        whole = self.normalisation(x)
+        if self.generator is None:
+            return self.encoder(whole)
+        image = self.generator(whole).image
+        return self.encoder(image if self.part == "g" else whole - image)

@@ -24,6 +24,8 @@ class SmallCNN(nn.Module):
     """
 
     features = 200
+    # Where detectors look: behind the pools and behind the linear layers' ReLUs.
+    taps: tuple[str, ...] = ("convolutions.4", "convolutions.9", "linears.1", "linears.4")
 
     def __init__(self, *, in_channels: int = 1) -> None:
         super().__init__()
