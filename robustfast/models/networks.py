@@ -7,6 +7,7 @@ from functools import partial
 
 from robustfast.models.autoencoders import AUTOENCODERS
 from robustfast.models.class_disentangled import ClassDisentangled
+from robustfast.models.denoised import DENOISERS, Denoised
 from robustfast.models.disentangled import Disentangled
 from robustfast.models.network import Network
 from robustfast.models.one_way import OneWay
@@ -27,6 +28,8 @@ NETWORKS: dict[str, Callable[..., Network]] = {
         for name in AUTOENCODERS
         for ways in ("s", "r", "n", "rn")
     },
+    # digits_unet and so on: a classifier behind a denoiser.
+    **{name: partial(Denoised, denoiser=name) for name in DENOISERS},
 }
 """Networks by name."""
 
