@@ -5,6 +5,7 @@ from robustfast.objectives.afd import AFDDCGAN, AFDWGAN
 from robustfast.objectives.alp import ALP
 from robustfast.objectives.at import AT
 from robustfast.objectives.cdvae import CDVAE
+from robustfast.objectives.cdvae_adv import CDVAEAdv
 from robustfast.objectives.cdvae_classifier import CDVAEClassifier
 from robustfast.objectives.inversion import invert
 from robustfast.objectives.mart import MART
@@ -29,6 +30,7 @@ __all__ = [
     "RFD",
     "ST",
     "TRADES",
+    "CDVAEAdv",
     "CDVAEClassifier",
     "Match",
     "Objective",
@@ -51,5 +53,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "rfd": RFD,
     "cdvae": CDVAE,
     "cdvae_classifier": CDVAEClassifier,
+    "cdvae_adv": CDVAEAdv,
 }
 """Objectives by name."""
