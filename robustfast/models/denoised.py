@@ -17,20 +17,19 @@ from robustfast.registry import lookup
 
 __all__ = ["DENOISERS", "Denoised"]
 
-_BUILDS: Mapping[str, Callable[..., nn.Module]] = {
-    # Small images leave nothing to see on the published five levels.
-    "digits_unet": partial(UNetDenoiser, widths=(32, 64, 64)),
-    "mnist_unet": partial(UNetDenoiser, widths=(16, 32, 64)),
-    "cifar_unet": UNetDenoiser,
-    "digits_ape": APEGenerator,
-    "mnist_ape": APEGenerator,
-    "cifar_ape": APEGenerator,
+# Small images leave nothing to see on the published five levels.
+_UNETS: Mapping[str, Callable[..., nn.Module]] = {
+    "digits": partial(UNetDenoiser, widths=(32, 64, 64)),
+    "mnist": partial(UNetDenoiser, widths=(16, 32, 64)),
+    "cifar": UNetDenoiser,
+    "imagenet": UNetDenoiser,
 }
+_NORMALISED = {"digits": "digits_vae", "mnist": "mnist_vae", "cifar": "cifar_vae", "imagenet": "vq_vae"}
 
 DENOISERS: dict[str, Kind] = {
-    name: Kind(build, kind.mean, kind.std)
-    for name, build in _BUILDS.items()
-    for kind in (AUTOENCODERS[f"{name.partition('_')[0]}_vae"],)
+    f"{images}_{name}": Kind(build, AUTOENCODERS[like].mean, AUTOENCODERS[like].std)
+    for images, like in _NORMALISED.items()
+    for name, build in (("unet", _UNETS[images]), ("ape", APEGenerator))
 }
 """Denoisers by name, each with the normalisation of the images that it is for: that of the auto-encoders, so that a
 classifier can be taken from one of their networks."""
