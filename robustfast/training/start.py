@@ -52,8 +52,8 @@ def start_from(model: nn.Module, entries: tuple[str, ...], *, say: Callable[[str
         if part is not None and path.is_file():
             say(f"starts from {path}: {part}{_from_file(model, part, path)}")
         elif part is not None:
-            found = _one(load_run(path, device="cpu").model, part, _part(model, part), path)
-            _part(model, part).load_state_dict(found)
+            found = _one(load_run(path, device="cpu").model, part, _part(model, part, path), path)
+            _part(model, part, path).load_state_dict(found)
             say(f"starts from {path}: {part}")
         else:
             say(f"starts from {path}: {', '.join(_namesakes(model, path))}")
@@ -67,14 +67,14 @@ def _taken_apart(entry: str) -> tuple[str | None, str]:
 
 def _namesakes(model: nn.Module, path: Path) -> list[str]:
     """Load all children of the run's model that fit one here, and tell their names."""
-    theirs = dict(load_run(path, device="cpu").model.named_children())
+    theirs = _parts(load_run(path, device="cpu").model)
     given = []
-    for name, child in model.named_children():
+    for name, child in _parts(model).items():
         if name in theirs and _fits(child, state := theirs[name].state_dict()):
             child.load_state_dict(state)
             given.append(name)
     if not given:
-        here = _listed(dict(model.named_children()))
+        here = _listed(_parts(model))
         raise UserError(
             f"--start {path}: its model has {_listed(theirs)}, this one {here}: none of the same name and weights; "
             f"name a part of this one as PART={path}"
@@ -84,7 +84,7 @@ def _namesakes(model: nn.Module, path: Path) -> list[str]:
 
 def _one(other: nn.Module, name: str, part: nn.Module, path: Path) -> dict[str, Tensor]:
     """The weights of `other` for a part of this model."""
-    children = dict(other.named_children())
+    children = _parts(other)
     namesake = _inside(other, name)
     if namesake is not None and _fits(part, state := namesake.state_dict()):
         return state
@@ -98,7 +98,7 @@ def _one(other: nn.Module, name: str, part: nn.Module, path: Path) -> dict[str, 
 
 
 def _from_file(model: nn.Module, name: str, file: Path) -> str:
-    part = _part(model, name)
+    part = _part(model, name, file)
     state = _read(file, name)
     expected = part.state_dict()
     # ResNets of torchvision: the classifier on ImageNet's classes.
@@ -137,11 +137,16 @@ def _read(file: Path, name: str) -> dict[str, Any]:
     return state
 
 
-def _part(model: nn.Module, name: str) -> nn.Module:
+def _parts(model: nn.Module) -> dict[str, nn.Module]:
+    """The children that have weights: one that has none would fit any other of its name."""
+    return {name: child for name, child in model.named_children() if child.state_dict()}
+
+
+def _part(model: nn.Module, name: str, place: Path) -> nn.Module:
     found = _inside(model, name)
     if found is None:
-        children = _listed(dict(model.named_children()))
-        raise UserError(f"--start {name}=...: the model has no part {name!r}; expected one of {children}")
+        children = _listed(_parts(model))
+        raise UserError(f"--start {name}={place}: the model has no part {name!r}; expected one of {children}")
     return found
 
 
