@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from robustfast.evaluation.cdvae import cross, images, latent, norms, reconstruction, similarity
 from robustfast.evaluation.parts import Part
 
 __all__ = ["PARTS"]
 
-PARTS: tuple[Part, ...] = ()
+PARTS: tuple[Part, ...] = (
+    reconstruction.PART,
+    norms.PART,
+    similarity.PART,
+    latent.PART,
+    cross.PART,
+    images.PART,
+)
 """In the order in which they are made."""

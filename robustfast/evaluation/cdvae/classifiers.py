@@ -9,11 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from robustfast.errors import UserError
-from robustfast.evaluation.parts import PartContext, labelled
+from robustfast.evaluation.parts import PartContext, Request, labelled
 from robustfast.models import ClassDisentangled, OneWay
 from robustfast.training.run_folder import Run, RunFolder, load_run
 
-__all__ = ["PartModel", "classifiers", "no_generator", "part_model", "split_network"]
+__all__ = [
+    "SHOWN",
+    "PartModel",
+    "classifiers",
+    "no_generator",
+    "part_model",
+    "parts_of",
+    "promised",
+    "split_network",
+]
+
+SHOWN = {"x": "x", "r": "R(x)", "g": "G(x)"}
+"""Part to what tables call it, in the order of the paper's table 3."""
+
+# The objective whose runs are classifiers of a part by another run's G.
+_METHOD = "cdvae_classifier"
 
 
 class PartModel(nn.Module):
@@ -34,6 +49,9 @@ class PartModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         seen = self.network.part(x, self.part)
         return seen if self.classifier is None else self.classifier(seen)
+
+    def extra_repr(self) -> str:
+        return f"part={self.part}"
 
 
 def part_model(
@@ -87,7 +105,7 @@ def classifiers(context: PartContext) -> dict[str, OneWay]:
             classifier that was trained on the parts of another G; or one part from two runs.
     """
     network = split_network(context.run)
-    found = {part: network.classifier(part) for part in _parts(network)}
+    found = {part: network.classifier(part) for part in parts_of(network)}
     givers = dict.fromkeys(found, context.path)
     for flag, path, which in _named(context):
         # Again the run itself, or one that both flags name.
@@ -97,20 +115,27 @@ def classifiers(context: PartContext) -> dict[str, OneWay]:
         if not _comparable(flag, run, context):
             continue
         assert isinstance(run.model, ClassDisentangled)
-        for part in _parts(run.model):
+        for part in parts_of(run.model):
             if part in found:
                 raise UserError(
-                    f"{flag} {path}: a classifier of {_SHOWN[part]}, and so has {givers[part]}; name one run for a part"
+                    f"{flag} {path}: a classifier of {SHOWN[part]}, and so has {givers[part]}; name one run for a part"
                 )
             found[part], givers[part] = run.model.classifier(part), path
     return found
 
 
-_SHOWN = {"x": "x", "g": "G(x)", "r": "x - G(x)"}
+def parts_of(network: ClassDisentangled) -> list[str]:
+    """The parts that a network has classifiers of."""
+    return [part for part in SHOWN if hasattr(network, f"classifier_{part}")]
 
 
-def _parts(network: ClassDisentangled) -> list[str]:
-    return [part for part in _SHOWN if hasattr(network, f"classifier_{part}")]
+def promised(request: Request) -> set[str]:
+    """The parts whose classifiers the runs that a request names were trained to be, by their configuration alone."""
+    paths = [path for _, path in map(labelled, request.against)]
+    if request.source is not None and Path(request.source).is_dir():
+        paths.append(Path(request.source))
+    configs = [RunFolder.open(path).config for path in paths]
+    return {config.objective.part for config in configs if config.method == _METHOD}
 
 
 def _named(context: PartContext) -> list[tuple[str, Path, str]]:
@@ -154,7 +179,7 @@ def _comparable(flag: str, run: Run, context: PartContext) -> bool:
         )
     if network.generator is None or _same(network.generator, own.generator):
         return True
-    if run.config.method == "cdvae_classifier":
+    if run.config.method == _METHOD:
         raise UserError(
             f"{flag} {run.path}: its classifier was trained on parts by another G than that of {context.path}; train "
             f"one with --start {context.path}"

@@ -1,0 +1,80 @@
+"""What the analyses of perturbations share: the attack that makes them, and how a set of values is summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustfast.attacks import Attack
+from robustfast.errors import UserError
+from robustfast.evaluation.attack_names import parse
+from robustfast.evaluation.cdvae.classifiers import split_network
+from robustfast.evaluation.cdvae.threat import linf
+from robustfast.evaluation.parts import PartContext
+
+__all__ = ["STEPS", "Attacked", "attacked", "in_words", "mean_std"]
+
+STEPS = 20
+"""The paper does not say how many for its analysis."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """An attack on a model.
+
+    Attributes:
+        attack: called as ``attack(x, y, positions)``.
+        model: images to logits, what it goes through.
+        settings: all of it as plain values for the file, with "model", what it goes through in words.
+    """
+
+    attack: Attack
+    model: Callable[[Tensor], Tensor]
+    settings: dict[str, Any]
+
+
+def attacked(context: PartContext) -> Attacked:
+    """PGD under linf as the paper's code has it, on the classifier D(x - G(x)) of the run, or on the model of
+    ``--source``, as its tables 1 and 2 and figure 3 attack a classifier of x. A run without D is attacked through the
+    classifier that it has.
+
+    Raises:
+        UserError: the model of ``--source`` names other classes.
+    """
+    network = split_network(context.run)
+    way = "n" if "n" in network.readings else context.run.config.main_way
+    model, title = network.way(way), {"n": "D(x - G(x))", "r": "D_G(G(x))"}.get(way, f"way {way}")
+    if context.request.source is not None:
+        model, title = context.source(), context.request.source
+        _check_classes(context, model, network.way(way))
+    named = parse(f"pgd-c{context.steps(STEPS)}")
+    attack = named.build(model, linf(context.run), seed=context.request.seed)
+    return Attacked(attack, model, {**named.as_json(attack), "model": title})
+
+
+def in_words(settings: dict[str, Any]) -> str:
+    """The settings of `Attacked` in a few words, for a heading."""
+    return f"PGD-{settings['steps']} at linf {settings['eps']:.4g} on {settings['model']}"
+
+
+def mean_std(values: Tensor) -> dict[str, float]:
+    """Mean and standard deviation (of the set itself, by N) of float [N]."""
+    wide = values.double()
+    return {"mean": wide.mean().item(), "std": wide.std(correction=0).item()}
+
+
+def _check_classes(
+    context: PartContext, source: Callable[[Tensor], Tensor], own: Callable[[Tensor], Tensor]
+) -> None:
+    x = next(context.batches())[0][:1]
+    with torch.no_grad():
+        theirs, ours = source(x), own(x)
+    if theirs.shape != ours.shape:
+        raise UserError(
+            f"--source {context.request.source}: it gives {list(theirs.shape)} for one image, expected the "
+            f"{ours.shape[1]} logits of {context.path}"
+        )
