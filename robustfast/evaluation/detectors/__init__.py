@@ -6,7 +6,7 @@
     detector.score(x)                                       # [N, layers], higher is cleaner
     Mahalanobis(["blocks.3", "blocks.7"], magnitude=0.001).fit(model, train_loader).score(x)
     lid = LocalIntrinsicDimensionality(k=20).fit(model, train_loader)
-    lid.score(x_adv, reference=x)                           # the paper's protocol: batches of 100 beside their originals
+    lid.score(x_adv, reference=x)                           # the paper's protocol: blocks of 100 beside their originals
 
 On parts of images, x - G(x) for one:
 
@@ -21,7 +21,7 @@ from robustfast.evaluation.detectors.kernel_density import BANDWIDTHS, KernelDen
 from robustfast.evaluation.detectors.local_intrinsic_dimensionality import (
     NEIGHBOURS,
     LocalIntrinsicDimensionality,
-    local_intrinsic_dimensionality,
+    lid_estimates,
 )
 from robustfast.evaluation.detectors.mahalanobis import MAGNITUDES, Mahalanobis
 from robustfast.evaluation.detectors.metrics import aupr, auroc, detection_accuracy, tnr_at_tpr
@@ -44,7 +44,7 @@ __all__ = [
     "auroc",
     "detection_accuracy",
     "known_attack",
-    "local_intrinsic_dimensionality",
+    "lid_estimates",
     "log_densities",
     "part_input",
     "part_model",

@@ -26,8 +26,8 @@ Self = TypeVar("Self", bound="Detector")
 class Detector:
     """Scores of images that are high for clean ones and low for adversarial ones, one for each layer looked at.
 
-    Passes run in eval mode; modes, buffers and gradients of the model stay as they are. Spatial features are averaged to
-    vectors. Features are float32 (float64 of a float64 model); distances, sums and scores float64.
+    Passes run in eval mode; modes, buffers and gradients of the model stay as they are. Spatial features are averaged
+    to vectors. Features are float32 (float64 of a float64 model); distances, sums and scores float64.
 
     Args:
         layers: a name or several of `torch.nn.Module.named_modules` of the model, with ``:input`` behind it what goes
@@ -68,8 +68,8 @@ class Detector:
         """Learn what clean images look like, in one pass over `loader`.
 
         Args:
-            model: a torch module, or one way of a network (`network.way("n")`): images, or what `input` makes of them, to
-                logits [B, C].
+            model: a torch module, or one way of a network (`network.way("n")`): images, or what `input` makes of them,
+                to logits [B, C].
             loader: batches (x, y, ...): clean training images and their classes, int64 [B]. Not augmented.
 
         Raises:
@@ -108,7 +108,7 @@ class Detector:
         raise NotImplementedError
 
     def sweep(self, x: Tensor, settings: Iterable[float]) -> dict[float, Tensor]:
-        """`score` under several values of the detector's own parameter, from the same passes where they can be shared."""
+        """`score` under several values of the detector's own parameter, from the same passes as far as they go."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def check_classes(counts: Tensor, least: int = 1) -> None:
     if short:
         raise UserError(
             f"class {short[0]} has {int(counts[short[0]])} samples ({len(short)} of {len(counts)} classes have too few): "
-            f"expected {least} or more of each class in the loader to fit on"
+            f"expected {least} or more of each class in the loader"
         )
 
 
@@ -187,6 +187,6 @@ def class_counts(y: Tensor, classes: int) -> Tensor:
     """
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise UserError(
-            f"labels from {int(y.min())} to {int(y.max())}: expected 0 to {classes - 1}, the classes of the model's logits"
+            f"labels from {int(y.min())} to {int(y.max())}: expected 0 to {classes - 1}, the classes of the model"
         )
     return torch.bincount(y, minlength=classes)

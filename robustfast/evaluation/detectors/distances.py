@@ -21,7 +21,7 @@ CENTRE = 1000  # rows whose mean is the origin; any point near the data does
 
 
 def tile_size(features: int, chunk_bytes: int) -> int:
-    """Rows and columns t of a tile: ``TILES`` squares of t x t and two blocks of t x features fit into `chunk_bytes`."""
+    """Rows and columns t of a tile: ``TILES`` squares of t x t and two blocks of t x features fit in `chunk_bytes`."""
     half = features / TILES
     return max(1, int(math.sqrt(half * half + chunk_bytes / (BYTES * TILES)) - half))
 

@@ -12,7 +12,7 @@ from robustfast.errors import UserError
 from robustfast.evaluation.detectors.detector import CHUNK_BYTES, Detector
 from robustfast.evaluation.detectors.distances import nearest
 
-__all__ = ["NEIGHBOURS", "LocalIntrinsicDimensionality", "local_intrinsic_dimensionality"]
+__all__ = ["NEIGHBOURS", "LocalIntrinsicDimensionality", "lid_estimates"]
 
 NEIGHBOURS = tuple(range(10, 100, 10))
 """Numbers of neighbours k that a protocol chooses from (Lee et al. 2018; batches of 100)."""
@@ -23,11 +23,11 @@ class LocalIntrinsicDimensionality(Detector):
 
     Which clean images the distances are taken to:
 
-    - ``score(x, reference=clean)``, the paper's protocol: `clean` are the images that `x` were made of (or x itself), one
-      for each. Both are cut into blocks of `batch_size`; a query is held against the clean activations of its own block,
-      and the smallest distance is left out. For clean x that is the query itself; for any other x it is the nearest
-      clean image, often the one it was made of, which the protocol leaves out all the same. A last block that is
-      shorter is held against the last `batch_size` clean images, its own among them, so that no image is dropped.
+    - ``score(x, reference=clean)``, the paper's protocol: `clean` are the images that `x` were made of (or x itself),
+      one for each. Both are cut into blocks of `batch_size`; a query is held against the clean activations of its own
+      block, and the smallest distance is left out. For clean x that is the query itself; for any other x it is the
+      nearest clean image, often the one it was made of, which the protocol leaves out all the same. A last block that
+      is shorter is held against the last `batch_size` clean images, its own among them, so that no image is dropped.
     - ``score(x)``: all x against one reference, whose activations `fit` took from the first `reference_size` images of
       its loader, or `refer` from images of the user's. Nothing is left out: the queries are not among them.
 
@@ -95,7 +95,7 @@ class LocalIntrinsicDimensionality(Detector):
         found = {k: torch.empty(len(x), len(features), dtype=torch.float64) for k in settings}
         for own, samples in blocks:
             for column, (layer, value) in enumerate(features.items()):
-                lids = local_intrinsic_dimensionality(
+                lids = lid_estimates(
                     value[own],
                     samples[layer],
                     settings,
@@ -121,6 +121,8 @@ class LocalIntrinsicDimensionality(Detector):
         for layer in self.layers or ():
             self._reference[layer] = torch.cat([piece.pop(layer) for piece in self._pieces])
         del self._pieces
+        if self.k > self._seen:
+            raise UserError(f"k {self.k}: expected at most {self._seen}, the images that the reference has")
 
     def _state(self) -> dict[str, Any]:
         return {"reference": self._reference}
@@ -129,7 +131,7 @@ class LocalIntrinsicDimensionality(Detector):
         self._reference = {layer: value.to(device) for layer, value in state["reference"].items()}
 
 
-def local_intrinsic_dimensionality(
+def lid_estimates(
     queries: Tensor,
     samples: Tensor,
     ks: Iterable[int],
@@ -140,8 +142,8 @@ def local_intrinsic_dimensionality(
     """``-k / sum_{i <= k} log(r_i / r_k)`` with the ascending distances r_i of each query to the samples.
 
     Distances of 0 say nothing of a dimension: they leave the sum, and its k counts the others. A query with no other
-    neighbour has dimension 0. Where all remaining distances are equal, the estimate has no upper bound, and the number of
-    features H stands for it.
+    neighbour has dimension 0. Where all remaining distances are equal, the estimate has no upper bound, and the number
+    of features H stands for it.
 
     Args:
         queries: [N, H].

@@ -20,13 +20,13 @@ MAGNITUDES = (0.0, 0.01, 0.005, 0.002, 0.0014, 0.001, 0.0005)
 class Mahalanobis(Detector):
     """max over classes c of ``-1/2 (f - mu_c)^T P (f - mu_c)`` in each layer (Lee et al. 2018).
 
-    mu_c are the class means, P is the pseudo-inverse of the covariance of the features about the means of their classes,
-    one for all classes: sums over all samples in float64, about a point near the data, in one pass.
+    mu_c are the class means, P is the pseudo-inverse of the covariance of the features about the means of their
+    classes, one for all classes: sums over all samples in float64, about a point near the data, in one pass.
 
     With a magnitude m, a layer's features are those of the image after one step towards its best class c*:
-    ``x - m sign(grad_x d_c*)``, d the distance, scored anew by the best of all classes; not clipped. For images in [0, 1]
-    that is the step of Lee et al., who write ``m sign(grad) / std`` of normalised images; where x are normalised, give
-    `std`. Where the model is fed with x - G(x), the gradient goes through it.
+    ``x - m sign(grad_x d_c*)``, d the distance, scored anew by the best of all classes; not clipped. For images in
+    [0, 1] that is the step of Lee et al., who write ``m sign(grad) / std`` of normalised images; where x are
+    normalised, give `std`. Where the model is fed with x - G(x), the gradient goes through it.
 
     Args:
         layers, input, batch_size, chunk_bytes: as of `Detector`; no pairwise distances here, so no chunks.

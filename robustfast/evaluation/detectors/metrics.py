@@ -1,7 +1,7 @@
 """How well scores tell clean images from adversarial ones.
 
-One orientation everywhere: a score is high for clean images, and clean (with noisy) images are the positive class. TPR is
-the share of them that is kept, TNR the share of adversarial images that is rejected.
+One orientation everywhere: a score is high for clean images, and clean (with noisy) images are the positive class. TPR
+is the share of them that is kept, TNR the share of adversarial images that is rejected.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Split:
 
 
 def split(count: int, pool: float = 0.1) -> Split:
-    """The rows of `count` images: the first share `pool` to fit (its first half) and validate (its second), the rest to test.
+    """The rows of `count` images: of the first share `pool` a half to fit and a half to validate, the rest to test.
 
     Raises:
         UserError: too few images for five folds in the half that fits, or none to test.
@@ -78,7 +78,7 @@ def split(count: int, pool: float = 0.1) -> Split:
     half = size // 2
     if half < FOLDS or size >= count:
         raise UserError(
-            f"{count} images with a pool of {pool:g}: expected {FOLDS} or more in the half that fits the regression and "
+            f"{count} images with a pool of {pool:g}: expected {FOLDS} or more in the half that fits it, and "
             "some to test; take more images or another pool"
         )
     rows = torch.arange(count)

@@ -25,8 +25,8 @@ def taps(model: Callable[[Tensor], Any], layers: Sequence[str]) -> Iterator[dict
 
     Args:
         model: a module, or one way of a `robustfast.models.Network`.
-        layers: names of `torch.nn.Module.named_modules`; with ``:input`` behind it, what goes into that layer. Of a layer
-            that runs more than once in a pass it is the last time.
+        layers: names of `torch.nn.Module.named_modules`; with ``:input`` behind it, what goes into that layer. Of a
+            layer that runs more than once in a pass it is the last time.
 
     Raises:
         UserError: no such layer, with those that there are; none at all; or `model` is no torch module.
@@ -79,8 +79,8 @@ def pooled(value: Any, layer: str) -> Tensor:
     if not finite.all():
         bad = int((~finite.all(1)).sum())
         raise UserError(
-            f"layer {layer!r}: features of {bad} of {len(vectors)} images are not finite; look at the model's weights and "
-            "at the images"
+            f"layer {layer!r}: features of {bad} of {len(vectors)} images are not finite; look at the weights and the "
+            "images"
         )
     return vectors
 
