@@ -83,6 +83,8 @@ _METHODS = {
     "cdvae-x": Method("cdvae_classifier", {"part": "x"}),
     "cdvae-r": Method("cdvae_classifier", {"part": "r"}),
     "cdvae-adv": Method("cdvae_adv"),
+    "cdvae-hgd": Method("hgd"),
+    "cdvae-ape-gan": Method("ape_gan"),
 }
 
 
@@ -131,6 +133,21 @@ _EXCEPTIONS |= {
         },
     )
     for family, autoencoder in _AUTOENCODERS.items()
+}
+
+# Denoisers before the classifier of a run of cdvae-x, by the optimizers of their own papers.
+_IMAGES = {"digits": "digits", "mnist": "mnist", "cifar10": "cifar", "rimagenet": "imagenet"}
+_DENOISING: dict[str, dict[str, Any]] = {
+    "cdvae-hgd": {"lr": 1e-3},
+    "cdvae-ape-gan": {"lr": 2e-4, "betas": (0.5, 0.999)},
+}
+_DENOISERS = {"cdvae-hgd": "unet", "cdvae-ape-gan": "ape"}
+_EXCEPTIONS |= {
+    (family, ending): Method(
+        _METHODS[ending].objective, fields={**fields, "network": f"{_IMAGES[family]}_{_DENOISERS[ending]}"}
+    )
+    for family in _FAMILIES
+    for ending, fields in _DENOISING.items()
 }
 
 SYSTEM = System(_FAMILIES, _METHODS, _EXCEPTIONS)
