@@ -54,6 +54,8 @@ class Arguments:
     """Arithmetic of training; evaluation is always fp32."""
     channels_last: bool = False
     """Memory layout NHWC, for training and evaluation."""
+    inception_weights: Path | None = None
+    """Weights of the Inception-v3 of the FID (pt_inception-2015-12-05), for tables that have one."""
     seed: int = 0
     """Seed of every run."""
     dry_run: bool = False
@@ -99,10 +101,10 @@ def _plan(arguments: Arguments) -> Plan:
     data = data_folder(replace(first, data_dir=arguments.data_dir))
     scale = SCALES[arguments.scale]
     if scale.smoke:
-        train, test = scale.kept(item.scaled(first, scale).model)
+        train, test = item.kept(scale, item.scaled(first, scale))
     if scale.smoke and first.dataset in REDUCIBLE:
         data = reduced_data(first.dataset, data, folder / "data" / item.data, train=train, test=test)
-    return plan(
+    made = plan(
         arguments.table,
         arguments.scale,
         folder,
@@ -112,6 +114,7 @@ def _plan(arguments: Arguments) -> Plan:
         channels_last=arguments.channels_last,
         seed=arguments.seed,
     )
+    return replace(made, evaluation=made.evaluation.taking(arguments.inception_weights))
 
 
 def _announce(made: Plan, console: Console) -> dict[str, Mapping[str, Any]]:

@@ -17,13 +17,13 @@ class Column:
         key: what it has in JSON.
         group: printed over it and its neighbours; empty where nothing is.
         heading: its own.
-        unit: of its numbers; percent are kept as fractions.
+        unit: of its numbers; percent are kept as fractions, and a value is any number, printed with two decimals.
     """
 
     key: str
     group: str
     heading: str
-    unit: Literal["percent", "fraction", "count"] = "percent"
+    unit: Literal["percent", "fraction", "count", "value"] = "percent"
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Comparison:
         """The method as the paper prints it."""
         return self.labels.get(method, method)
 
-    def row(self, method: str) -> Comparison:
-        """The table cut down to one row."""
-        return replace(self, rows={method: self.rows[method]})
+    def row(self, *methods: str) -> Comparison:
+        """The table cut down to one row, or to some."""
+        return replace(self, rows={method: self.rows[method] for method in methods})
 
     def as_json(self) -> dict[str, Any]:
         """The table as plain values (percent as fractions), rows by method and cells by column key."""

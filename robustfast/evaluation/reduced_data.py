@@ -156,6 +156,7 @@ FORMATS: dict[str, Callable[[Path, dict[str, Dataset]], None]] = {
 TREES: dict[str, Callable[[Path, dict[str, ImageFiles]], None]] = {
     "tiny_imagenet": _copy_tiny_imagenet,
     "imagenette": _copy_classes,
+    "restricted_imagenet": _copy_classes,
 }
 """The same for sets that lie on disk as one file per image."""
 

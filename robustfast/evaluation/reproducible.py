@@ -128,6 +128,10 @@ class Evaluation(ABC):
     def passes(self, run: PlannedRun, plan: Plan) -> float:
         """F per test image, as `robustfast.evaluation.cost` counts them."""
 
+    def taking(self, inception_weights: Path | None) -> Evaluation:
+        """The same with a file of Inception's weights, where it has a use for one."""
+        return self
+
     def as_json(self) -> dict[str, Any]:
         """What the numbers were found with, as plain values."""
         return {}
@@ -161,7 +165,7 @@ class Plan:
         """What a reader of the numbers must know about the scale, and about the table."""
         config = self.runs[0].config
         if self.scale.smoke:
-            train, test = self.scale.kept(config.model)
+            train, test = self.item.kept(self.scale, config)
             kept = f"{train}" if config.dataset in REDUCIBLE else "all"
             kept += " (or two of each class)" if config.dataset in TREES else ""
             text = (
@@ -231,6 +235,10 @@ class Reproducible(ABC):
     def scaled(self, config: TrainConfig, scale: Scale) -> TrainConfig:
         """A configuration at a scale."""
         return at_scale(config, scale)
+
+    def kept(self, scale: Scale, config: TrainConfig) -> tuple[int, int]:
+        """The (training, test) images of a smoke run; tables with the same `data` keep the same."""
+        return scale.kept(config.model)
 
     def images(self, scale: Scale, config: TrainConfig) -> int | None:
         """How many test images are evaluated; None is all that there are, or that the smoke scale keeps."""

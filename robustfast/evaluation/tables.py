@@ -14,6 +14,9 @@ from robustfast.evaluation.document import records
 
 __all__ = ["accuracy_table", "comparison_markdown", "comparison_table", "detection_table", "percent", "shown"]
 
+DECIMALS = {"fraction": 3, "count": 0, "value": 2}
+"""Of numbers that are no percent, by their unit."""
+
 
 def percent(fraction: float | None, *, signed: bool = False) -> str:
     """A fraction as percent with two decimals ("97.50"), or "-" for None; `signed` always shows the sign."""
@@ -23,10 +26,11 @@ def percent(fraction: float | None, *, signed: bool = False) -> str:
 
 
 def shown(value: float | None, unit: str, *, signed: bool = False) -> str:
-    """A number in the unit of its column: percent with two decimals, a fraction with three, a count with none."""
+    """A number in the unit of its column: percent and values with two decimals, a fraction with three, a count with
+    none."""
     if value is None or unit == "percent":
         return percent(value, signed=signed)
-    return f"{value:{'+' if signed else ''}.{0 if unit == 'count' else 3}f}"
+    return f"{value:{'+' if signed else ''}.{DECIMALS[unit]}f}"
 
 
 def accuracy_table(document: Mapping[str, Any]) -> Table:

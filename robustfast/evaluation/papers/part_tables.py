@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from robustfast.evaluation.parts import Part, Request, document_path, evaluate_p
 from robustfast.evaluation.protocols import PROTOCOLS
 from robustfast.evaluation.reduced_data import TREES
 from robustfast.evaluation.reproducible import (
+    SMOKE_STEPS,
     Evaluation,
     Plan,
     PlannedRun,
@@ -36,6 +37,9 @@ SMOKE_MODELS = {
     "resnet18": "narrow_resnet",
     "preact_resnet18": "wide_resnet10_1",
     "wide_resnet34_10": "wide_resnet10_1",
+    "wide_resnet28_10": "wide_resnet10_1",
+    "wide_resnet28_10_dropout": "wide_resnet10_1_dropout",
+    "resnet50": "wide_resnet10_1",
 }
 """Backbones that the smoke scale puts in the place of larger ones: a protocol of nine attacks takes hours of those."""
 
@@ -45,14 +49,21 @@ SMOKE_IMAGE_SIZE = 64
 
 @dataclass(frozen=True)
 class Row:
-    """One method of one table.
+    """One row of one table: a method, or one of several readings of a method's run.
 
     Attributes:
         label: as the paper prints it.
-        preset: trains it; None where the method is not here and the row is the paper's alone.
-        printed: column key to the number as printed (percent, fraction or count), or to (mean, spread) of several runs.
+        preset: trains it; None where the row is another's run (`of`), or the method is not here and the row the
+            paper's alone.
+        printed: column key to the number as printed (in its column's unit), or to (mean, spread) of several runs.
         settings: fields of the preset's objective that are otherwise.
         fields: fields of the preset that are.
+        variant: what tells its run from others of the preset; without it the changed settings and fields do.
+        start: other rows that it starts from, as ``--start`` takes runs: ROW, or PART=ROW. They are trained before it.
+        of: the row whose run this one reads too.
+        reads: where its numbers lie among those of the parts, with ``{0}``, ``{1}`` for the steps of a column's key;
+            without it the key is the path.
+        only_lent: it is trained for other rows, which start from it or take it; nothing is made of it.
     """
 
     label: str
@@ -60,6 +71,11 @@ class Row:
     printed: Mapping[str, float | tuple[float, float]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
+    start: tuple[str, ...] = ()
+    of: str | None = None
+    reads: str = ""
+    only_lent: bool = False
 
     def config(self) -> TrainConfig | None:
         """At the paper's scale; None for a row that is not trained here."""
@@ -70,9 +86,13 @@ class Row:
 
     @property
     def run(self) -> str:
-        """What its run is called."""
-        changed = [*self.settings.values(), *self.fields.values()]
+        """What its run is called, where it starts from no other."""
+        changed = [self.variant] if self.variant else [*self.settings.values(), *self.fields.values()]
         return "-".join(map(str, [self.preset, *changed]))
+
+    def path(self, column: Column) -> str:
+        """Where its number of a column lies: PART.KEY.KEY."""
+        return self.reads.format(*column.key.split(".")) if self.reads else column.key
 
 
 @dataclass(frozen=True)
@@ -113,6 +133,8 @@ class PartsEvaluation(Evaluation):
         wanted: row to what is made of it.
         labels: row to what it is called in figures.
         costs: part to F per test image at most: attacks leave an image alone that is fooled.
+        steps: as of `Request`.
+        inception_weights: as of `Request`, in parts that take them.
     """
 
     at_most = True
@@ -121,6 +143,8 @@ class PartsEvaluation(Evaluation):
     wanted: Mapping[str, Wanted]
     labels: Mapping[str, str]
     costs: Mapping[str, float] = field(default_factory=dict)
+    steps: int | None = None
+    inception_weights: Path | None = None
 
     @property
     def waits(self) -> bool:  # type: ignore[override]
@@ -132,6 +156,9 @@ class PartsEvaluation(Evaluation):
             return None
         if not parts:
             return {}
+        if self.inception_weights and any("inception_weights" in part.takes for part in self._made(parts)):
+            # Whether it was this file, the part itself knows: it keeps what it has.
+            return None
         for whole in (True, False):
             try:
                 document = json.loads(document_path(run.path, self.protocol, whole=whole).read_text())
@@ -165,6 +192,8 @@ class PartsEvaluation(Evaluation):
             data_dir=config.data_dir,
             source=None if wanted.source is None else str(paths[wanted.source]),
             against=tuple(f"{self.labels[row]}={paths[row]}" for row in wanted.against),
+            inception_weights=self.inception_weights,
+            steps=self.steps,
             seed=config.seed,
         )
         return evaluate_parts(run.path, self.protocol, PROTOCOLS[self.protocol], request, console=console)
@@ -172,8 +201,14 @@ class PartsEvaluation(Evaluation):
     def passes(self, run: PlannedRun, plan: Plan) -> float:
         return sum(self.costs.get(part, 0.0) for part in self.wanted[run.method].parts)
 
+    def taking(self, inception_weights: Path | None) -> PartsEvaluation:
+        return replace(self, inception_weights=inception_weights)
+
     def as_json(self) -> dict[str, Any]:
         return {"protocol": self.protocol}
+
+    def _made(self, names: Iterable[str]) -> list[Part]:
+        return [part for part in PROTOCOLS[self.protocol] if part.name in names]
 
 
 @dataclass(frozen=True)
@@ -185,7 +220,8 @@ class PartTable(Reproducible):
         title: what it shows.
         protocol: whose parts.
         rows: the methods, in the paper's order.
-        columns: keys are paths through a part's numbers, PART.KEY.KEY; a number in a path counts along a list.
+        columns: keys are paths through a part's numbers, PART.KEY.KEY, or what `Row.reads` makes paths of; a number in
+            a path counts along a list.
         parts: further parts of every row, behind a figure.
         source: the row on whose model black-box images are made; it has none of those parts itself.
         against: rows that stand beside each other one, where a part takes such.
@@ -193,6 +229,7 @@ class PartTable(Reproducible):
         costs: as of `PartsEvaluation`.
         caveat: what a reader must know of the printed numbers.
         smoke_settings: of objectives, at the smoke scale, where they have such fields.
+        smoke_images: (training, test) images there, for parts that need more of them than others and fewer passes.
     """
 
     name: str
@@ -207,6 +244,7 @@ class PartTable(Reproducible):
     costs: Mapping[str, float] = field(default_factory=dict)
     caveat: str = ""
     smoke_settings: Mapping[str, Any] = field(default_factory=dict)
+    smoke_images: tuple[int, int] | None = None
 
     @property
     def data(self) -> str:  # type: ignore[override]
@@ -214,18 +252,30 @@ class PartTable(Reproducible):
         return f"{first.dataset}-{self.protocol}"
 
     def configs(self, folder: Path) -> dict[str, tuple[str, TrainConfig]]:
-        found = {}
+        found: dict[str, tuple[str, TrainConfig]] = {}
         for name, row in self.rows.items():
-            if row.preset is None:
-                continue
-            config = row.config()
-            if config is None:
-                raise UserError(
-                    f"{self.name} needs the preset {row.preset}, which this version does not have"
-                )
-            found[name] = (row.run, config)
+            if row.preset is not None:
+                self._configure(name, folder, found)
         self._parts()
         return found
+
+    def _configure(self, name: str, folder: Path, found: dict[str, tuple[str, TrainConfig]]) -> None:
+        """Add a row to `found`, behind those that it starts from."""
+        if name in found:
+            return
+        row = self.rows[name]
+        config = row.config()
+        if config is None:
+            raise UserError(f"{self.name} needs the preset {row.preset}, which this version does not have")
+        run, start = row.run, []
+        for entry in row.start:
+            part, equals, other = entry.rpartition("=")
+            self._configure(other, folder, found)
+            theirs = found[other][0]
+            start.append(f"{part}{equals}{folder / theirs}")
+            # The same preset from another run is another run.
+            run += f"{'' if start[1:] else '-from'}-{theirs}"
+        found[name] = (run, replace(config, start=tuple(start)) if start else config)
 
     def scaled(self, config: TrainConfig, scale: Scale) -> TrainConfig:
         if not scale.smoke:
@@ -240,10 +290,15 @@ class PartTable(Reproducible):
             else None,
             objective=replace(config.objective, **settings),
         )
-        return at_scale(config, scale)
+        config = at_scale(config, scale)
+        train, _ = self.kept(scale, config)
+        return replace(config, batch_size=min(config.batch_size, train // 2))
+
+    def kept(self, scale: Scale, config: TrainConfig) -> tuple[int, int]:
+        return self.smoke_images or super().kept(scale, config)
 
     def images(self, scale: Scale, config: TrainConfig) -> int | None:
-        return scale.kept(config.model)[1] if scale.smoke else scale.test_images
+        return self.kept(scale, config)[1] if scale.smoke else scale.test_images
 
     def note(self, scale: Scale) -> str:
         said = [self.caveat]
@@ -266,6 +321,7 @@ class PartTable(Reproducible):
             {name: self._wanted(name) for name, row in self.rows.items() if row.preset is not None},
             {name: row.label for name, row in self.rows.items()},
             self.costs,
+            SMOKE_STEPS if scale.smoke else None,
         )
 
     def result(self, plan: Plan, found: Mapping[str, Mapping[str, Any]], folder: Path) -> Result:
@@ -281,22 +337,34 @@ class PartTable(Reproducible):
     def beside(self, run: RunRecord) -> tuple[TrainConfig, Comparison] | None:
         for name, row in self.rows.items():
             preset = row.config()
-            if preset is None or not row.printed or not self.columns:
+            rows = [other for other in self._readings(name) if self.rows[other].printed]
+            if preset is None or not rows or not self.columns:
                 continue
             if any(getattr(preset, key) != getattr(run.config, key) for key in _IDENTITY):
                 continue
             numbers = _reported(run, self.protocol)
             if numbers is None:
                 return None
-            comparison = self._compared({name: numbers}).row(name)
-            if any(cell.ours is not None for cell in comparison.rows[name]):
-                return preset, comparison
+            compared = self._compared({name: numbers})
+            rows = [row for row in rows if any(cell.ours is not None for cell in compared.rows[row])]
+            if rows:
+                return preset, compared.row(*rows)
         return None
+
+    def _readings(self, name: str) -> list[str]:
+        """The rows that read the run of a row: itself, and those that are `of` it."""
+        return [other for other, row in self.rows.items() if name in (other, row.of) and not row.only_lent]
+
+    def _read(self, rows: Iterable[str]) -> list[str]:
+        """The parts that the columns of these rows take their numbers from."""
+        paths = [self.rows[row].path(column) for row in rows for column in self.columns]
+        return list(dict.fromkeys(path.partition(".")[0] for path in paths))
 
     def _parts(self) -> dict[str, Part]:
         """The protocol's parts by name; refuses a table that needs others."""
         known = {part.name: part for part in PROTOCOLS.get(self.protocol, ())}
-        wanted = [*_first(self.columns), *self.parts, *(self.lead.parts if self.lead else ())]
+        trained = [name for name, row in self.rows.items() if row.preset or row.of]
+        wanted = [*self._read(trained), *self.parts, *(self.lead.parts if self.lead else ())]
         if missing := [name for name in dict.fromkeys(wanted) if name not in known]:
             raise UserError(
                 f"{self.name} needs part {missing[0]} of protocol {self.protocol}, which this version does not have"
@@ -304,10 +372,12 @@ class PartTable(Reproducible):
         return known
 
     def _wanted(self, row: str) -> Wanted:
+        if not self._readings(row):
+            return Wanted()
         known = self._parts()
         source = None if row == self.source else self.source
         against = tuple(other for other in self.against if other != row)
-        names = [*_first(self.columns), *self.parts]
+        names = [*self._read(self._readings(row)), *self.parts]
         if self.lead is not None:
             names = [*names, *self.lead.parts] if row == self.lead.row else list(self.parts)
         given = {"source": source, "against": against}
@@ -325,12 +395,16 @@ class PartTable(Reproducible):
             mean, spread = printed if isinstance(printed, tuple) else (printed, None)
             scale = 100 if column.unit == "percent" else 1
             return Cell(
-                ours=_number(numbers.get(name, {}), column.key),
+                ours=_number(numbers.get(self.rows[name].of or name, {}), self.rows[name].path(column)),
                 paper=None if mean is None else mean / scale,
                 spread=None if spread is None else spread / scale,
             )
 
-        rows = {name: tuple(cell(name, column) for column in self.columns) for name in self.rows}
+        rows = {
+            name: tuple(cell(name, column) for column in self.columns)
+            for name, row in self.rows.items()
+            if not row.only_lent
+        }
         # Of a table that one row has alone, the others are there to be compared with in its figure.
         rows = {
             name: cells
@@ -369,11 +443,6 @@ class PartTable(Reproducible):
 
 
 _IDENTITY = ("dataset", "model", "network", "method", "objective")
-
-
-def _first(columns: tuple[Column, ...]) -> list[str]:
-    """The parts that columns take their numbers from."""
-    return list(dict.fromkeys(column.key.partition(".")[0] for column in columns))
 
 
 def _number(numbers: Mapping[str, Any], key: str) -> float | None:
