@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustfast.attacks.losses import Loss
@@ -49,7 +50,8 @@ class JPEG(TransformAttack):
     left is a linear map, whose quantised coefficients get a variable v added, |v| <= eps. From v in U(-eps, eps) each
     step is one of `step_size` along the sign of the gradient of the cross-entropy by v, clamped to eps. The last v
     counts. With eps 0 the image is what the codec makes of it: colour loses its detail below two pixels, a grey image
-    loses nothing.
+    loses nothing. An image that is not made of whole blocks is filled up with its last row and column, as codecs do,
+    and cut back.
 
     Implementations differ: the paper bounds how far a coefficient moves by eps; its code, which the
     perceptual-adversarial code and CD-VAE's evaluation run, moves it by v / 2, in the first step's pass by
@@ -58,7 +60,7 @@ class JPEG(TransformAttack):
     and 0.5 for ImageNet.
 
     Args:
-        model: see `Attack`; images [B, 3, H, W] with H and W multiples of 16, or [B, 1, H, W] with multiples of 8.
+        model: see `Attack`; images [B, 3, H, W], in blocks of 16, or [B, 1, H, W], in blocks of 8.
         eps: bound on each coefficient's variable, in steps of its quantisation.
         steps: gradient steps.
         step_size: in the units of eps; None: eps / sqrt(steps), as those codes.
@@ -101,24 +103,28 @@ class JPEG(TransformAttack):
     def _prepare(self, x: Tensor) -> State:
         if x.dim() != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"x has shape {tuple(x.shape)}, JPEG codes images [B, 3, H, W] or [B, 1, H, W]")
-        side = 16 if x.shape[1] == 3 else 8
-        if x.shape[2] % side or x.shape[3] % side or not x[0].numel():
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, JPEG codes {'colour' if side == 16 else 'grey'} images whose height "
-                f"and width are multiples of {side}: pad or resize them"
-            )
         lo, hi = self.bounds
-        return {"coefficients": encode((x - lo) * (255 / (hi - lo)))}
+        levels = (x - lo) * (255 / (hi - lo))
+        height, width = _blocks(x)
+        filled = F.pad(levels, (0, width - x.shape[3], 0, height - x.shape[2]), mode="replicate")
+        return {"coefficients": encode(filled)}
 
     def _size(self, x: Tensor) -> tuple[int, ...]:
-        pixels = x.shape[2] * x.shape[3]
-        return (pixels * 3 // 2 if x.shape[1] == 3 else pixels,)
+        height, width = _blocks(x)
+        return (height * width * 3 // 2 if x.shape[1] == 3 else height * width,)
 
     def _images(self, x: Tensor, offset: Tensor, prepared: State, *, first: bool = False) -> Tensor:
         lo, hi = self.bounds
         gain = GAIN * self.eps if first and self.eps else GAIN
-        levels = decode(prepared["coefficients"] + gain * offset, x.shape[1:])
+        levels = decode(prepared["coefficients"] + gain * offset, (x.shape[1], *_blocks(x)))
+        levels = levels[..., : x.shape[2], : x.shape[3]]
         return (levels * ((hi - lo) / 255) + lo).clamp(lo, hi)
+
+
+def _blocks(x: Tensor) -> tuple[int, int]:
+    """Height and width of images [B, C, H, W] in whole blocks, in pixels."""
+    side = 16 if x.shape[1] == 3 else 8
+    return -(-x.shape[2] // side) * side, -(-x.shape[3] // side) * side
 
 
 def encode(levels: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ TO_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0
 TO_LINEAR = ((3.2406, -1.5372, -0.4986), (-0.9689, 1.8758, 0.0415), (0.0557, -0.2040, 1.0570))
 WHITE = (0.1978, 0.4683)
 TINY = 1e-10
+# What a grey image shows of a colour (ITU-R BT.601).
+LUMA = (0.299, 0.587, 0.114)
 # Dark: below it lightness is linear in Y.
 DARK_Y, DARK_L = (6 / 29) ** 3, 8.0
 # A bright colour's XYZ may exceed 1 by this much before it is cut off.
@@ -44,10 +46,10 @@ class ReColorAdv(TransformAttack):
 
     With eps 0 the image goes through the colour space and back: rounded constants move a pixel by up to 1.3e-3, and
     colours outside the lattice (u* or v* beyond 100 either way, as saturated red, green and blue) are drawn to its
-    edge.
+    edge. A grey image's levels are looked up as greys, and of the colours found it shows the luma.
 
     Args:
-        model: see `Attack`; images [B, 3, H, W] in sRGB.
+        model: see `Attack`; images [B, 3, H, W] in sRGB, or grey ones [B, 1, H, W].
         eps: bound on each coordinate of each colour of the table, in units of 100 in L*, and of 200 in u* and v*.
         steps, step_size: of Adam, the latter in units of eps.
         smoothing: weight of the unevenness, for eps 1.
@@ -56,7 +58,7 @@ class ReColorAdv(TransformAttack):
         loss, targeted, bounds, batch_norm, seed, engine: see `Attack`. "compile" runs eagerly.
 
     Raises:
-        ValueError: a setting out of range or an unknown name; in a call, images without three channels.
+        ValueError: a setting out of range or an unknown name; in a call, images of another shape.
     """
 
     name = "recolor"
@@ -94,10 +96,12 @@ class ReColorAdv(TransformAttack):
         self.lattice = tuple(lattice)
 
     def _prepare(self, x: Tensor) -> State:
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"x has shape {tuple(x.shape)}, ReColorAdv recolours images [B, 3, H, W]")
+        if x.dim() != 4 or x.shape[1] not in (1, 3):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, ReColorAdv recolours images [B, 3, H, W] or [B, 1, H, W]"
+            )
         lo, hi = self.bounds
-        luv = rgb_to_luv(((x - lo) / (hi - lo)).movedim(1, -1))
+        luv = rgb_to_luv(((x - lo) / (hi - lo)).expand(-1, 3, -1, -1).movedim(1, -1))
         return neighbours(luv.flatten(1, 2), self.lattice)
 
     def _size(self, x: Tensor) -> tuple[int, ...]:
@@ -111,6 +115,8 @@ class ReColorAdv(TransformAttack):
         luv = (colours[prepared["nodes"] + rows] * prepared["weights"]).sum(1)
         lo, hi = self.bounds
         rgb = luv_to_rgb(luv).unflatten(1, x.shape[2:]).movedim(-1, 1)
+        if x.shape[1] == 1:
+            rgb = _mix(rgb.movedim(1, -1), (LUMA,))[0][:, None]
         return (rgb * (hi - lo) + lo).clamp(lo, hi)
 
     def _confine(self, offset: Tensor, prepared: State) -> Tensor:

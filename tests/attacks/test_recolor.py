@@ -155,6 +155,23 @@ def test_bound_zero_is_the_colour_space_alone(net: nn.Module, batch: Batch) -> N
     assert torch.allclose(found, grey, rtol=0, atol=1.3e-3)
 
 
+def test_a_grey_image_shows_the_luma_of_its_colours(net: nn.Module, batch: Batch) -> None:
+    x, y = batch[0].mean(1, keepdim=True), batch[1]
+    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]
+
+    def shown(images: Tensor) -> Tensor:
+        return net((images * luma).sum(1, keepdim=True).expand(-1, 3, -1, -1))
+
+    def grey(images: Tensor) -> Tensor:
+        return net(images.expand(-1, 3, -1, -1))
+
+    settings = {"steps": 5, "step_size": 0.02, "lattice": LATTICE}
+    colours = ReColorAdv(shown, **settings)(x.expand(-1, 3, -1, -1).contiguous(), y)
+    found = ReColorAdv(grey, **settings)(x, y)
+    assert torch.allclose(found, (colours * luma).sum(1, keepdim=True), rtol=0, atol=1e-12)
+    assert not torch.allclose(found, x, atol=1e-2)
+
+
 def test_all_pixels_of_a_colour_change_alike(net: nn.Module, batch: Batch) -> None:
     x, y = batch
     few = (x * 2).round() / 2
@@ -200,7 +217,7 @@ def test_black_pixels_do_not_stop_the_attack(net: nn.Module, batch: Batch) -> No
 
 def test_images_and_settings_it_cannot_use_are_refused_in_one_line(net: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
-        ReColorAdv(net)(torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
+        ReColorAdv(net)(torch.rand(2, 2, 8, 8), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="lattice"):
         ReColorAdv(net, lattice=(1, 2, 3))
     with pytest.raises(ValueError, match="eps"):
