@@ -1,0 +1,84 @@
+"""Tables 4 and 5 for the terminal: TNR at 95 % TPR and AUROC, a row for each detector and part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from robustfast.evaluation.tables import percent
+
+__all__ = ["detection_tables"]
+
+_DETECTORS = {"kd": "KD", "lid": "LID", "md": "MD"}
+_PARTS = {"x": "", "g": " (G)", "r": " (R)"}
+_ATTACKS = {"fgsm": "FGSM", "bim": "BIM", "cw": "C&W", "pgd-linf": "PGD linf", "pgd-l2": "PGD l2"}
+
+Numbers = Mapping[str, Any]
+
+
+def detection_tables(numbers: Numbers, run: str) -> list[Table]:
+    """What was tried, then detection of known and of unseen attacks.
+
+    Args:
+        numbers: of `robustfast.evaluation.cdvae.detection.detected`.
+        run: its name.
+    """
+    return [
+        _samples(numbers, run),
+        _detection(numbers["known"], numbers["mean"], f"{run}: detection, TNR at 95 % TPR / AUROC (percent)"),
+        _detection(
+            numbers["unseen"],
+            numbers["unseen_mean"],
+            f"{run}: unseen attacks, by the regression of {_ATTACKS[numbers['unseen_from']]} (percent)",
+        ),
+    ]
+
+
+def _samples(numbers: Numbers, run: str) -> Table:
+    table = Table(
+        title=f"{run}: what detectors are tried on (accuracy in percent, noise and l2 in normalised pixels)",
+        box=box.SIMPLE_HEAD,
+    )
+    for heading in ("attack", "part"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("clean", "noisy", "attacked", "kept", "noise", "its l2", "attack's l2"):
+        table.add_column(heading, justify="right")
+    for attack, parts in numbers["samples"].items():
+        for number, (part, own) in enumerate(parts.items()):
+            table.add_row(
+                "" if number else _ATTACKS[attack],
+                {"x": "x", "g": "G(x)", "r": "R(x)"}[part],
+                *(percent(own[key]) for key in ("clean", "noisy", "attacked")),
+                str(own["kept"]),
+                f"{own['noise']:.4f}",
+                f"{own['noise_l2']:.3f}",
+                f"{own['attack_l2']:.3f}",
+            )
+    return table
+
+
+def _detection(found: Numbers, means: Numbers, title: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("detector", no_wrap=True)
+    for attack in found:
+        table.add_column(_ATTACKS[attack], justify="right", no_wrap=True)
+    table.add_column("mean", justify="right", no_wrap=True)
+    reasons: dict[str, None] = {}
+    for name, by_part in means.items():
+        table.add_section()
+        for part, mean in by_part.items():
+            cells = [by_detector[name][part] for by_detector in found.values()]
+            table.add_row(f"{_DETECTORS[name]}{_PARTS[part]}", *map(_cell, cells), _cell(mean))
+            reasons.update(dict.fromkeys(cell["reason"] for cell in cells if "reason" in cell))
+    if reasons:
+        table.caption = "; ".join(f"-: {reason}" for reason in reasons)
+    return table
+
+
+def _cell(numbers: Numbers) -> str:
+    if numbers["auroc"] is None:
+        return "-"
+    return f"{percent(numbers['tnr'])}/{percent(numbers['auroc'])}"
