@@ -19,8 +19,8 @@ __all__ = ["DENOISERS", "Denoised"]
 
 # Small images leave nothing to see on the published five levels.
 _UNETS: Mapping[str, Callable[..., nn.Module]] = {
-    "digits": partial(UNetDenoiser, widths=(32, 64, 64)),
-    "mnist": partial(UNetDenoiser, widths=(16, 32, 64)),
+    "digits": partial(UNetDenoiser, widths=(16, 32, 32)),
+    "mnist": partial(UNetDenoiser, widths=(16, 32, 32)),
     "cifar": UNetDenoiser,
     "imagenet": UNetDenoiser,
 }

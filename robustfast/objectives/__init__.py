@@ -3,10 +3,12 @@
 from robustfast.objectives.aat import AAT, AATPP
 from robustfast.objectives.afd import AFDDCGAN, AFDWGAN
 from robustfast.objectives.alp import ALP
+from robustfast.objectives.ape_gan import APEGAN
 from robustfast.objectives.at import AT
 from robustfast.objectives.cdvae import CDVAE
 from robustfast.objectives.cdvae_adv import CDVAEAdv
 from robustfast.objectives.cdvae_classifier import CDVAEClassifier
+from robustfast.objectives.hgd import HGD
 from robustfast.objectives.inversion import invert
 from robustfast.objectives.mart import MART
 from robustfast.objectives.match import Match
@@ -22,8 +24,10 @@ __all__ = [
     "AFDDCGAN",
     "AFDWGAN",
     "ALP",
+    "APEGAN",
     "AT",
     "CDVAE",
+    "HGD",
     "MART",
     "OBJECTIVES",
     "PI",
@@ -54,5 +58,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "cdvae": CDVAE,
     "cdvae_classifier": CDVAEClassifier,
     "cdvae_adv": CDVAEAdv,
+    "hgd": HGD,
+    "ape_gan": APEGAN,
 }
 """Objectives by name."""
