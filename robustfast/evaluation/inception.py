@@ -9,9 +9,9 @@ images are resized as TensorFlow 1 does, without antialiasing.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import struct
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -272,24 +272,15 @@ def _read(file: Path) -> dict[str, Any]:
             f"{named[1]}; it is truncated or another file: fetch it again"
         )
     try:
-        if zipfile.is_zipfile(file):
+        if content.startswith(b"PK"):
             return load(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UserError as error:
         reason = str(error).removeprefix(f"{file} is ")
     except UnpicklingError:
         # torch's own words advise to execute the file.
         reason = "no file of weights, or one that is truncated or holds more than tensors"
-    except (
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        struct.error,
-    ):
+    except (EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, struct.error):
         reason = f"no file of weights, or truncated at {len(content)} bytes"
     raise UserError(f"--inception-weights {file}: {reason}; fetch it again") from None
 

@@ -59,5 +59,5 @@ def draw_correlation_histogram(
     axes.set_ylim(bottom=0)
     axes.set_xlabel("correlation (Pearson's r)")
     axes.set_ylabel("entries of the code")
-    axes.legend(fontsize=9, frameon=False, loc="upper left")
+    axes.legend(fontsize=9, frameon=False, loc="best")
     return figure

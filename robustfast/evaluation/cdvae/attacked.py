@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,7 +59,10 @@ def attacked(context: PartContext) -> Attacked:
 
 def in_words(settings: dict[str, Any]) -> str:
     """The settings of `Attacked` in a few words, for a heading."""
-    return f"PGD-{settings['steps']} at linf {settings['eps']:.4g} on {settings['model']}"
+    model = settings["model"]
+    # Of a run folder its name.
+    title = Path(model).name if Path(model).is_dir() else model
+    return f"PGD-{settings['steps']} at linf {settings['eps']:.4g} on {title}"
 
 
 def mean_std(values: Tensor) -> dict[str, float]:

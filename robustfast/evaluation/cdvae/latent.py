@@ -106,13 +106,15 @@ def _make(context: PartContext) -> PartResult:
         significant=numbers["significant"],
         level=LEVEL,
     )
-    table = Table(title=f"{context.path.name}: correlation of z and z', {in_words(by.settings)}")
+    table = Table(title=f"{context.path.name}: correlation of z and z'", caption=in_words(by.settings))
     for heading in ("entries", "mean r", "median r", "smallest r", f"p < {LEVEL:g} (percent)"):
         table.add_column(heading, justify="right")
     values = (f"{numbers[key]:.4f}" for key in ("mean", "median", "smallest"))
     table.add_row(str(len(correlation)), *values, percent(numbers["significant"]))
     if numbers["undefined"]:
-        table.caption = f"{numbers['undefined']} entries are constant and have no correlation"
+        table.caption = (
+            f"{table.caption}\n{numbers['undefined']} entries are constant and have no correlation"
+        )
     return PartResult(numbers, [table], [figure])
 
 

@@ -70,9 +70,7 @@ def _make(context: PartContext) -> PartResult:
 
 
 def _table(context: PartContext, numbers: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"{context.path.name}: norms of normalised images, {in_words(numbers['attack'])} (mean±std)"
-    )
+    table = Table(title=f"{context.path.name}: norms of normalised images (mean±std)")
     for heading in ("", "l1 x 1e-3", "l2", "linf"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, heading in _ROWS.items():
@@ -82,8 +80,11 @@ def _table(context: PartContext, numbers: dict[str, Any]) -> Table:
             {key: value / (1000 if norm == "l1" else 1) for key, value in numbers[name][norm].items()}
             for norm in NORMS
         ]
-        table.add_row(heading, *(f"{value['mean']:.4g}±{value['std']:.2g}" for value in scaled))
-    table.caption = f"|delta_R| > |delta_G| in l2 for {percent(numbers['delta_r_larger'])} % of the images"
+        table.add_row(heading, *(f"{value['mean']:.4g}±{round(value['std'], 6):.2g}" for value in scaled))
+    table.caption = (
+        f"|delta_R| > |delta_G| in l2 for {percent(numbers['delta_r_larger'])} % of the images\n"
+        f"{in_words(numbers['attack'])}"
+    )
     return table
 
 

@@ -97,14 +97,16 @@ def _make(context: PartContext) -> PartResult:
     numbers["features"] = kind
     numbers["attack"] = by.settings
     heading = "FID" if kind == INCEPTION else "Frechet distance of D's features"
-    table = Table(title=f"{context.path.name}: likeness of parts, {in_words(by.settings)}")
+    table = Table(title=f"{context.path.name}: likeness of parts", caption=in_words(by.settings))
     for title in ("parts of", "cosine (mean±std)", heading):
         table.add_column(title, justify="left" if title == "parts of" else "right")
     for part, title in _ROWS.items():
         cosine = numbers[part]["cosine"]
         table.add_row(title, f"{cosine['mean']:.4f}±{cosine['std']:.4f}", f"{numbers[part]['distance']:.4g}")
     if kind == CLASSIFIER:
-        table.caption = "No FID: --inception-weights FILE names the Inception-v3 that it takes"
+        table.caption = (
+            f"{table.caption}\nNo FID: --inception-weights FILE names the Inception-v3 that it takes"
+        )
     return PartResult(numbers, [table])
 
 
