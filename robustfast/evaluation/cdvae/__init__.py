@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfast.evaluation.cdvae import cross, images, latent, norms, reconstruction, similarity
+from robustfast.evaluation.cdvae import cross, grey_box, images, latent, norms, reconstruction, similarity
 from robustfast.evaluation.parts import Part
 
 __all__ = ["PARTS"]
@@ -13,6 +13,7 @@ PARTS: tuple[Part, ...] = (
     similarity.PART,
     latent.PART,
     cross.PART,
+    grey_box.PART,
     images.PART,
 )
 """In the order in which they are made."""
