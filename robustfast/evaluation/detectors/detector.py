@@ -80,7 +80,7 @@ class Detector:
         batches = iter(loader)
         first = first_of(batches)
         with torch.no_grad():
-            self.layers = self._named or self._defaults(model, first[0])
+            self.layers = self._defaults(model, first[0]) if self._named is None else self._named
         reader = Reader(model, self.layers, self.input)
         self._begin()
         for x, y, *_ in chain([first], batches):
@@ -174,8 +174,8 @@ def check_classes(counts: Tensor, least: int = 1) -> None:
     short = (counts < least).nonzero().flatten().tolist()
     if short:
         raise UserError(
-            f"class {short[0]} has {int(counts[short[0]])} samples ({len(short)} of {len(counts)} classes have too few): "
-            f"expected {least} or more of each class in the loader"
+            f"class {short[0]} has {int(counts[short[0]])} samples, too few as {len(short)} of {len(counts)} classes "
+            f"have: expected {least} or more of each class in the loader"
         )
 
 
