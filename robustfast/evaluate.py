@@ -303,7 +303,8 @@ def _one_process(protocol: str, world: World) -> None:
 
 def _parts(arguments: Arguments, protocol: str) -> None:
     assert arguments.run is not None
-    names = [field.name for field in fields(Request)]
+    # What only trials are given has no flag.
+    names = [field.name for field in fields(Request) if hasattr(arguments, field.name)]
     evaluate_parts(
         arguments.run,
         protocol,
