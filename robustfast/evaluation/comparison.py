@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-__all__ = ["Cell", "Column", "Comparison"]
+__all__ = ["PRINTED", "Cell", "Column", "Comparison"]
+
+PRINTED = {"percent": 100, "thousands": 1e-3}
+"""Unit to what a number is multiplied by where it is printed, if not by 1."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +20,13 @@ class Column:
         key: what it has in JSON.
         group: printed over it and its neighbours; empty where nothing is.
         heading: its own.
-        unit: of its numbers; percent are kept as fractions, and a value is any number, printed with two decimals.
+        unit: of its numbers; percent are kept as fractions and thousands as ones; a value is any other number.
     """
 
     key: str
     group: str
     heading: str
-    unit: Literal["percent", "fraction", "count", "value"] = "percent"
+    unit: Literal["percent", "fraction", "count", "value", "thousands"] = "percent"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from robustfast.evaluation.comparison import Cell, Column, Comparison
+from robustfast.evaluation.comparison import PRINTED, Cell, Column, Comparison
 from robustfast.evaluation.document import records
 
 __all__ = ["accuracy_table", "comparison_markdown", "comparison_table", "detection_table", "percent", "shown"]
 
-DECIMALS = {"fraction": 3, "count": 0, "value": 2}
+DECIMALS = {"fraction": 3, "count": 0, "value": 2, "thousands": 2}
 """Of numbers that are no percent, by their unit."""
 
 
@@ -26,11 +26,10 @@ def percent(fraction: float | None, *, signed: bool = False) -> str:
 
 
 def shown(value: float | None, unit: str, *, signed: bool = False) -> str:
-    """A number in the unit of its column: percent and values with two decimals, a fraction with three, a count with
-    none."""
+    """A number in the unit of its column, with as many decimals as `DECIMALS` says; percent with two."""
     if value is None or unit == "percent":
         return percent(value, signed=signed)
-    return f"{value:{'+' if signed else ''}.{DECIMALS[unit]}f}"
+    return f"{PRINTED.get(unit, 1) * value:{'+' if signed else ''}.{DECIMALS[unit]}f}"
 
 
 def accuracy_table(document: Mapping[str, Any]) -> Table:

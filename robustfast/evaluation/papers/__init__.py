@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from robustfast.evaluation.papers import aat, afd, rfd
+from robustfast.evaluation.papers import aat, afd, cdvae, rfd
 from robustfast.evaluation.reproducible import Reproducible
 
 __all__ = ["ITEMS", "PAPERS", "Paper"]
@@ -28,6 +28,9 @@ PAPERS: dict[str, Paper] = {
     "aat": Paper("Adversarial Asymmetric Training", aat.ITEMS),
     "afd": Paper("Adversarial Feature Desensitization", afd.ITEMS),
     "rfd": Paper("Exploring Robust Features for Improving Adversarial Robustness", rfd.ITEMS),
+    "cdvae": Paper(
+        "Class-Disentanglement and Applications in Adversarial Detection and Defense", cdvae.ITEMS
+    ),
 }
 """Papers by the name that their tables begin with."""
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from robustfast.data import load
 from robustfast.errors import UserError
-from robustfast.evaluation.comparison import Cell, Column, Comparison
+from robustfast.evaluation.comparison import PRINTED, Cell, Column, Comparison
 from robustfast.evaluation.parts import Part, Request, document_path, evaluate_parts
 from robustfast.evaluation.protocols import PROTOCOLS
 from robustfast.evaluation.reduced_data import TREES
@@ -61,8 +61,8 @@ class Row:
         variant: what tells its run from others of the preset; without it the changed settings and fields do.
         start: other rows that it starts from, as ``--start`` takes runs: ROW, or PART=ROW. They are trained before it.
         of: the row whose run this one reads too.
-        reads: where its numbers lie among those of the parts, with ``{0}``, ``{1}`` for the steps of a column's key;
-            without it the key is the path.
+        reads: where its numbers lie among those of the parts, with ``{key}`` for a column's key, ``{0}``, ``{1}`` for
+            steps of it; without it the key is the path.
         only_lent: it is trained for other rows, which start from it or take it; nothing is made of it.
     """
 
@@ -92,7 +92,7 @@ class Row:
 
     def path(self, column: Column) -> str:
         """Where its number of a column lies: PART.KEY.KEY."""
-        return self.reads.format(*column.key.split(".")) if self.reads else column.key
+        return self.reads.format(*column.key.split("."), key=column.key) if self.reads else column.key
 
 
 @dataclass(frozen=True)
@@ -363,8 +363,8 @@ class PartTable(Reproducible):
     def _parts(self) -> dict[str, Part]:
         """The protocol's parts by name; refuses a table that needs others."""
         known = {part.name: part for part in PROTOCOLS.get(self.protocol, ())}
-        trained = [name for name, row in self.rows.items() if row.preset or row.of]
-        wanted = [*self._read(trained), *self.parts, *(self.lead.parts if self.lead else ())]
+        read = [name for name, row in self.rows.items() if not row.only_lent and (row.preset or row.of)]
+        wanted = [*self._read(read), *self.parts, *(self.lead.parts if self.lead else ())]
         if missing := [name for name in dict.fromkeys(wanted) if name not in known]:
             raise UserError(
                 f"{self.name} needs part {missing[0]} of protocol {self.protocol}, which this version does not have"
@@ -393,7 +393,7 @@ class PartTable(Reproducible):
         def cell(name: str, column: Column) -> Cell:
             printed = self.rows[name].printed.get(column.key)
             mean, spread = printed if isinstance(printed, tuple) else (printed, None)
-            scale = 100 if column.unit == "percent" else 1
+            scale = PRINTED.get(column.unit, 1)
             return Cell(
                 ours=_number(numbers.get(self.rows[name].of or name, {}), self.rows[name].path(column)),
                 paper=None if mean is None else mean / scale,
