@@ -169,16 +169,28 @@ _EXCEPTIONS |= {
     for family, autoencoder in _AUTOENCODERS.items()
 }
 
-# Denoisers before the classifier of a run of cdvae-x, by the optimizers of their own papers.
+# Denoisers before the classifier of a run of cdvae-x. Learning rates are those of HGD's paper and of APE-GAN's code; one
+# of so few steps needs a higher one.
 _IMAGES = {"digits": "digits", "mnist": "mnist", "cifar10": "cifar", "rimagenet": "imagenet"}
-_DENOISING: dict[str, dict[str, Any]] = {
-    "cdvae-hgd": {"lr": 1e-3},
-    "cdvae-ape-gan": {"lr": 2e-4, "betas": (0.5, 0.999)},
-}
 _DENOISERS = {"cdvae-hgd": "unet", "cdvae-ape-gan": "ape"}
+_DENOISING: dict[str, dict[str, Any]] = {
+    "cdvae-hgd": {"lr": 1e-3, "final_lr": 0.0},
+    "cdvae-ape-gan": {"lr": 2e-4, "final_lr": 0.0, "betas": (0.5, 0.999)},
+}
+_DENOISING_BY_FAMILY: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 20, "lr": 1e-3},
+    "mnist": {"epochs": 1, "lr": 1e-3},
+    "cifar10": {"epochs": 30, "batch_size": 128, "rand_augment": False},
+    "rimagenet": {"epochs": 30, "batch_size": 64, "rand_augment": False},
+}
 _EXCEPTIONS |= {
     (family, ending): Method(
-        _METHODS[ending].objective, fields={**fields, "network": f"{_IMAGES[family]}_{_DENOISERS[ending]}"}
+        _METHODS[ending].objective,
+        fields={
+            **fields,
+            **_DENOISING_BY_FAMILY[family],
+            "network": f"{_IMAGES[family]}_{_DENOISERS[ending]}",
+        },
     )
     for family in _FAMILIES
     for ending, fields in _DENOISING.items()
