@@ -165,7 +165,7 @@ def log_densities(
 
 
 def _by_class(pieces: list[Tensor], labels: list[Tensor], classes: int) -> list[Tensor]:
-    """The samples of each class in one tensor; empties `pieces`, so that the features exist hardly twice."""
+    """The samples of each class in one tensor. Empties `pieces`: for a moment, the features exist twice."""
     split: list[list[Tensor]] = [[] for _ in range(classes)]
     for y in labels:
         value = pieces.pop(0)
