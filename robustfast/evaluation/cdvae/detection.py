@@ -69,7 +69,11 @@ def detected(
     unseen = {
         attack: {
             name: {
-                part: _unseen(one.candidates[SEEN][name], one.candidates[attack][name])
+                part: _unseen(
+                    one.candidates[SEEN][name],
+                    one.candidates[attack][name],
+                    known[SEEN][name][part]["setting"],
+                )
                 for part, one in found.items()
             }
             for name in names
@@ -125,15 +129,15 @@ def _known(scores: Scores) -> dict[str, Any]:
     return _judged(partial(known_attack, candidates), candidates)
 
 
-def _unseen(seen: Scores, other: Scores) -> dict[str, Any]:
+def _unseen(seen: Scores, other: Scores, chosen: float | None) -> dict[str, Any]:
     (fitted, why), (tried, reason) = seen, other
     if fitted is None:
         return _nothing(f"{SEEN}: {why}")
     if tried is None:
         return _nothing(reason)
-    # Each network and attack has a bandwidth that the same training images chose; fewer kept images leave LID fewer
-    # neighbours.
-    both = [setting for setting in fitted if setting in tried]
+    # The images that choose are the same as where the attack is known, and so is what they choose. Only where fewer
+    # kept images leave LID fewer neighbours is it chosen anew, among those that both have.
+    both = [chosen] if chosen in tried else [setting for setting in fitted if setting in tried]
     if not both:
         return _nothing(f"no setting serves {SEEN} and this attack alike")
     fitted, tried = ({setting: own[setting] for setting in both} for own in (fitted, tried))
@@ -178,7 +182,8 @@ def _means(
 
 def _make(context: PartContext, rule: NoiseRule = "fixed") -> PartResult:
     network = split_network(context.run)
-    models = {part: part_model(network, part, own) for part, own in classifiers(context).items()}
+    found = classifiers(context)
+    models = {part: part_model(network, part, found[part]) for part in "xrg" if part in found}
     with pieces(context, PART.name if rule == "fixed" else EQUAL_NOISE.name) as kept:
         numbers = detected(kept, models, rule=rule)
     return PartResult(numbers, detection_tables(numbers, context.path.name))
