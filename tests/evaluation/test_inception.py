@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,11 +20,11 @@ def weights() -> dict[str, Tensor]:
     """Weights of the published names and shapes, without counters, as the published file has none."""
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in InceptionV3().state_dict().items()}
-    draw = torch.Generator().manual_seed(0)
     found = {}
     for name, shape in shapes.items():
         if name.endswith("num_batches_tracked"):
             continue
+        draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         scale = (2 / shape[1:].numel()) ** 0.5 if len(shape) == 4 else 0.1
         found[name] = scale * torch.randn(shape, generator=draw)
         if name.endswith(("running_var", "bn.weight")):
@@ -78,6 +79,18 @@ def test_a_file_is_loaded_and_read(file: Path, weights: Mapping[str, Tensor]) ->
     assert found.shape == (2, network.num_features) == (2, 2048)
     assert torch.allclose(found[:1], coloured, rtol=1e-4, atol=1e-5)
     assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def test_features_are_those_of_another_implementation(file: Path) -> None:
+    # What torch-fidelity 0.4.0 gives of these weights and this image.
+    number = torch.arange(3 * 16 * 16).reshape(1, 3, 16, 16)
+    with torch.no_grad():
+        found = load_inception(file)((number * number * 7 + 13 * number) % 256 / 255)[0]
+    expected = {17: 1.7473189, 273: 0.0, 785: 0.1791305, 1041: 0.0530037, 1553: 2.1790946, 1809: 0.0070954}
+    assert {place: found[place].item() for place in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    # The last block's paths, side by side.
+    means = [path.mean().item() for path in found.split([320, 768, 768, 192])]
+    assert means == pytest.approx([0.9557865, 0.9638969, 0.8783455, 1.4385191], rel=1e-4)
 
 
 def test_the_blocks_pool_as_the_published_graph() -> None:
