@@ -77,6 +77,7 @@ def stages(out: Path) -> dict[str, Stage]:
     train = [sys.executable, "-m", "robustfast.train", "digits-aatpp", "--device", "cuda", "--out", run]
     epoch = [sys.executable, "bench/epoch.py", "--device", "cuda", "--limit", "1200"]
     games = [sys.executable, "bench/games.py", "--device", "cuda", "--precision", "bf16", "--channels-last"]
+    cdvae = [sys.executable, "bench/cdvae.py", "--device", "cuda", "--precision", "bf16", "--channels-last"]
     autoattack = [sys.executable, "bench/autoattack.py", "--device", "cuda"]
     return {
         # Installed, not only built: robustfast.kernels is found through the install alone. Nothing is downloaded.
@@ -93,6 +94,8 @@ def stages(out: Path) -> dict[str, Stage]:
         "autoattack": Stage([[*autoattack, "--out", str(out / "autoattack-mnist-cuda.json")]], 1200),
         "epoch": Stage([[*epoch, "--out", str(out / "epoch.json")]], 1500),
         "games": Stage([[*games, "--out", str(out / "games.json")]], 600),
+        # A quarter of an hour of training and its evaluation.
+        "cdvae": Stage([[*cdvae, "--minutes", "15", "--out", str(out / "cdvae.json")]], 1800),
         "train": Stage([train], 300),
     }
 

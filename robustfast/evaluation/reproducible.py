@@ -253,10 +253,11 @@ class Reproducible(ABC):
         return row
 
 
-def at_scale(config: TrainConfig, scale: Scale) -> TrainConfig:
-    """Fewer epochs, milestones to match; at the smoke scale one epoch of small batches and short attacks."""
+def at_scale(config: TrainConfig, scale: Scale, *, kept: int | None = None) -> TrainConfig:
+    """Fewer epochs, milestones to match; at the smoke scale one epoch of small batches and short attacks, on `kept`
+    training images or as many as the scale keeps."""
     if scale.smoke:
-        train, _ = scale.kept(config.model)
+        train = kept or scale.kept(config.model)[0]
         return replace(
             config,
             epochs=1,

@@ -20,7 +20,9 @@ from warm import Warm
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "gpu.py"
 Script = Callable[..., subprocess.CompletedProcess[str]]
-STAGES = ["build", "test", "sanitize", "ops", "attack", "step", "autoattack", "epoch", "games", "train"]
+STAGES = ["build", "test", "sanitize", "ops", "attack", "step", "autoattack", "epoch", "games", "cdvae"]
+STAGES += ["train"]
+PROGRAMS = [f"bench/{name}.py" for name in ("epoch", "games", "autoattack", "cdvae")]
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_every_command_exists_and_every_selection_finds_tests(
                 selections.append(command[command.index("pytest") + 1 :])
                 continue
             parts = command[1:] if command[0] == sys.executable else command
-            assert parts[0] in ("-m", "bench/epoch.py", "bench/games.py", "bench/autoattack.py"), command
+            assert parts[0] == "-m" or parts[0] in PROGRAMS, command
             assert parts[0] != "-m" or importlib.util.find_spec(parts[1]), command
             assert parts[0] == "-m" or (ROOT / parts[0]).exists(), command
     files = {f"bench/{path.name}" for path in (ROOT / "bench").glob("bench_*.py")}

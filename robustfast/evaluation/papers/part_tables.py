@@ -290,9 +290,7 @@ class PartTable(Reproducible):
             else None,
             objective=replace(config.objective, **settings),
         )
-        config = at_scale(config, scale)
-        train, _ = self.kept(scale, config)
-        return replace(config, batch_size=min(config.batch_size, train // 2))
+        return at_scale(config, scale, kept=self.kept(scale, config)[0])
 
     def kept(self, scale: Scale, config: TrainConfig) -> tuple[int, int]:
         return self.smoke_images or super().kept(scale, config)
