@@ -24,7 +24,7 @@ from robustfast.evaluation.parts import PartContext
 from robustfast.evaluation.pieces import Pieces
 from robustfast.evaluation.rfd.picked import picked
 
-__all__ = ["BLOCK", "DETECTORS", "Candidates", "PartDetectors", "layers_of", "scored"]
+__all__ = ["BLOCK", "DETECTORS", "Candidates", "PartDetectors", "beside", "layers_of", "scored"]
 
 BLOCK = 100
 """Images that LID looks for neighbours among."""
@@ -164,14 +164,19 @@ def scored(
     }, None
 
 
+def beside(kept: Pieces, context: PartContext) -> Pieces:
+    """Pieces of the work on another run or on other images, in the same folder and gone with it."""
+    found = Pieces(context, "beside")
+    found.partial = kept.partial
+    return found
+
+
 def _blocks(kept: Pieces, samples: Samples) -> Pieces:
-    """The pieces of the kept images, `BLOCK` at a time, in the folder of the part's."""
+    """The pieces of the kept images, `BLOCK` at a time."""
     context = kept.context
     request = replace(context.request, images=None, batch_size=BLOCK)
     split = context.split.take(samples.positions)
-    blocks = Pieces(replace(context, split=split, request=request), "blocks")
-    blocks.partial = kept.partial
-    return blocks
+    return beside(kept, replace(context, split=split, request=request))
 
 
 def _work(
