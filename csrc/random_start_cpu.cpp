@@ -10,32 +10,10 @@
 #include "box.h"
 #include "cpu.h"
 #include "layout.h"
+#include "philox_cpu.h"
 
 namespace robustfast {
 namespace {
-
-// Quads drawn side by side, one to a vector lane. GCC unrolls shorter loops, and then does not vectorise them.
-constexpr int kWide = 64;
-constexpr int64_t kTile = 4 * kWide;
-
-// The stream of quads of one sample.
-struct Stream {
-  PhiloxKey key;
-  uint64_t index;
-
-  // words[k][j]: the k-th word of quad first + j.
-  inline void draw(Purpose purpose, int64_t first, uint32_t (&words)[4][kWide]) const {
-    for (int j = 0; j < kWide; ++j) {
-      words[0][j] = static_cast<uint32_t>(first) + j;
-      words[1][j] = static_cast<uint32_t>(purpose);
-      words[2][j] = static_cast<uint32_t>(index);
-      words[3][j] = static_cast<uint32_t>(index >> 32);
-    }
-    PhiloxKey round_key = key;
-    for (int round = 0; round < kPhiloxRounds; ++round, round_key.next())
-      for (int j = 0; j < kWide; ++j) philox_round(words[0][j], words[1][j], words[2][j], words[3][j], round_key);
-  }
-};
 
 // out = clamp(x + value(e - begin)) for the elements begin <= e < end, in logical order.
 template <typename T, typename Value>
@@ -57,7 +35,7 @@ ROBUSTFAST_CLONES void start_pixel(const T* x, T* out, int64_t n, Planes planes,
   for (int64_t begin = 0; begin < n; begin += kTile) {
     uint32_t words[4][kWide];
     T values[kTile];
-    stream.draw(Purpose::pixel, begin / 4, words);
+    stream.draw(static_cast<uint32_t>(Purpose::pixel), begin / 4, words);
     for (int j = 0; j < kWide; ++j)
       for (int k = 0; k < 4; ++k) values[4 * j + k] = unit_pixel<T>(words[k][j]) * eps;
     add(x, out, planes, begin, std::min(n, begin + kTile), bounds, [&](int64_t i) { return values[i]; });
@@ -70,7 +48,7 @@ ROBUSTFAST_CLONES double directions(Stream stream, int64_t n, double* draws) {
   for (int64_t begin = 0; begin < n; begin += kTile) {
     uint32_t words[4][kWide];
     double* const tile = draws + begin;
-    stream.draw(Purpose::direction, begin / 4, words);
+    stream.draw(static_cast<uint32_t>(Purpose::direction), begin / 4, words);
     if constexpr (law == Law::l2) {
       for (int k = 0; k < 4; k += 2) {
         // Three loops: GCC cannot vectorise one with a square root, which may set errno.

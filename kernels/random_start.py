@@ -7,6 +7,7 @@ from torch import Tensor
 
 from robustfast.kernels.images import clamp, per_sample
 from robustfast.kernels.layout import NO_FMA, in_layout_of, planes
+from robustfast.kernels.philox import angle, exponential, in_a_row, words
 
 __all__ = ["launch"]
 
@@ -20,20 +21,6 @@ _FOR_RADIUS: tl.constexpr = tl.constexpr(2)
 
 # Quads a program draws at once: two a thread at four warps.
 _BLOCK = 256
-
-
-@triton.jit
-def _words(quad, purpose: tl.constexpr, number, seed):
-    none = quad * 0
-    low = (number & 0xFFFFFFFF).to(tl.uint32) + none.to(tl.uint32)
-    high = ((number >> 32) & 0xFFFFFFFF).to(tl.uint32) + none.to(tl.uint32)
-    return tl.philox(seed, quad, none + purpose, low, high)
-
-
-@triton.jit
-def _quads(a, b, c, d):
-    """The four values of each quad in a row."""
-    return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
 
 
 @triton.jit
@@ -66,8 +53,8 @@ def _start_pixel_kernel(
 ):  # fmt: skip
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks
-    a, b, c, d = _words(block * BLOCK + tl.arange(0, BLOCK), _FOR_PIXEL, _number(index_ptr, sample), seed)
-    delta = _unit_pixel(_quads(a, b, c, d), T) * per_sample(eps_ptr, eps, sample, True, EPS_STRIDE, T)
+    a, b, c, d = words(block * BLOCK + tl.arange(0, BLOCK), _FOR_PIXEL, _number(index_ptr, sample), seed)
+    delta = _unit_pixel(in_a_row(a, b, c, d), T) * per_sample(eps_ptr, eps, sample, True, EPS_STRIDE, T)
     e = block * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
     at = sample * n + _offset(e, size, COUNT)
     x = tl.load(x_ptr + at, mask=e < n, other=0)
@@ -75,32 +62,27 @@ def _start_pixel_kernel(
 
 
 @triton.jit
-def _exponential(word, BITS: tl.constexpr):
-    return -tl.log((word.to(tl.float64) + 0.5) * (1.0 / 2**BITS))
-
-
-@triton.jit
 def _gaussian_pair(first, second):
-    radius = tl.sqrt(_exponential(first, 32))
-    angle = (second.to(tl.float64) + 0.5) * 1.46291807926715968e-09
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    radius = tl.sqrt(exponential(first, 32))
+    turned = angle(second)
+    return radius * tl.cos(turned), radius * tl.sin(turned)
 
 
 @triton.jit
 def _laplace(word):
-    size = _exponential(word >> 1, 31)
+    size = exponential(word >> 1, 31)
     return tl.where((word & 1) == 1, -size, size)
 
 
 @triton.jit
 def _directions(quad, number, seed, LAW: tl.constexpr):
-    a, b, c, d = _words(quad, _FOR_DIRECTION, number, seed)
+    a, b, c, d = words(quad, _FOR_DIRECTION, number, seed)
     if LAW == _L2:
         g, h = _gaussian_pair(a, b)
         i, j = _gaussian_pair(c, d)
-        return _quads(g, h, i, j)
+        return in_a_row(g, h, i, j)
     else:  # noqa: RET505
-        return _quads(_laplace(a), _laplace(b), _laplace(c), _laplace(d))
+        return in_a_row(_laplace(a), _laplace(b), _laplace(c), _laplace(d))
 
 
 @triton.jit(do_not_specialize=["seed"])
@@ -117,8 +99,8 @@ def _start_ball_kernel(
     for start in range(0, n, 4 * BLOCK):
         g = _directions(start // 4 + lanes, number, seed, LAW)
         sums += tl.where(start + elements < n, g * g if LAW == _L2 else tl.abs(g), 0.0)
-    extra, _, _, _ = _words(tl.arange(0, 1), _FOR_RADIUS, number, seed)
-    total = tl.sum(sums) + tl.sum(_exponential(extra, 32))
+    extra, _, _, _ = words(tl.arange(0, 1), _FOR_RADIUS, number, seed)
+    total = tl.sum(sums) + tl.sum(exponential(extra, 32))
     if LAW == _L2:
         total = tl.sqrt(total)
     scale = per_sample(eps_ptr, eps, sample, True, EPS_STRIDE, T).to(tl.float64) / total
