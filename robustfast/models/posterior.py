@@ -1,25 +1,10 @@
-"""Draws from a diagonal Gaussian, and its divergence from the standard one."""
+"""The divergence of a diagonal Gaussian from the standard one; `robustfast.ops.reparameterise` draws besides."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from robustfast.attacks.draws import normal
-
-__all__ = ["drawn", "kl_divergence"]
-
-
-def drawn(mean: Tensor, log_variance: Tensor, *, seed: int, index: Tensor) -> Tensor:
-    """``mean + exp(log_variance / 2) * noise``: samples [B, L] of N(mean, diag exp log_variance), differentiable.
-
-    Args:
-        mean, log_variance: [B, L].
-        seed: of the draw.
-        index: int64 [B], each sample's number in the data set: the noise is a function of (seed, index).
-    """
-    noise = normal(index, mean.shape[1:], seed=seed, dtype=mean.dtype)
-    return mean + torch.exp(log_variance / 2) * noise
+__all__ = ["kl_divergence"]
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustfast.models.autoencoder import Autoencoder, Coded
-from robustfast.models.posterior import drawn, kl_divergence
+from robustfast.models.posterior import kl_divergence
+from robustfast.ops import reparameterise
 
 __all__ = ["ResidualBlock", "ResidualVAE"]
 
@@ -79,12 +80,13 @@ class ResidualVAE(Autoencoder):
         )
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and logvar [B, L] of normalised images."""
+        """mu and logvar [B, L] of normalised images, under autocast in float32."""
         if x.shape[-2:] != (self.size, self.size):
             raise ValueError(f"this VAE takes {self.size}x{self.size} images, got {tuple(x.shape)}")
         # Not a view of maps in channels-last order: the same entry of z is the same place in both layouts.
         flat = torch.flatten(self.encoder(x).contiguous(), 1)
-        return self.mean(flat), self.log_variance(flat)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return self.mean(flat).to(dtype), self.log_variance(flat).to(dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """z [B, L] to normalised images."""
@@ -93,10 +95,10 @@ class ResidualVAE(Autoencoder):
     def forward(self, x: Tensor, *, seed: int | None = None, index: Tensor | None = None) -> Coded:
         mean, log_variance = self.posterior(x)
         if seed is not None and index is not None:
-            z = drawn(mean, log_variance, seed=seed, index=index)
-        elif self.sample_at_test:
-            z = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
+            z, divergence = reparameterise(mean, log_variance, seed=seed, index=index)
         else:
-            z = mean
+            z, divergence = mean, kl_divergence(mean, log_variance)
+            if self.sample_at_test:
+                z = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
         # The paper's code divides by channels times L, so that the weight does not depend on the size of z.
-        return Coded(self.decode(z), mean, kl_divergence(mean, log_variance) / self.scale)
+        return Coded(self.decode(z), mean, divergence / self.scale)

@@ -11,6 +11,7 @@ from robustfast.ops.l1_projection import l1_projection
 from robustfast.ops.margin_loss import margin_loss
 from robustfast.ops.pgd_step import pgd_step
 from robustfast.ops.random_start import random_start
+from robustfast.ops.reparameterise import reparameterise
 from robustfast.ops.three_way_head import three_way_head
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "margin_loss",
     "pgd_step",
     "random_start",
+    "reparameterise",
     "three_way_head",
     "use_backend",
 ]

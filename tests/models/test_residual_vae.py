@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustfast.attacks.draws import normal
 from robustfast.models.autoencoders import AUTOENCODERS
-from robustfast.models.posterior import drawn, kl_divergence
+from robustfast.models.posterior import kl_divergence
 from robustfast.models.residual_vae import ResidualBlock, ResidualVAE
 
 
@@ -85,10 +86,18 @@ def test_with_seed_and_index_the_code_is_drawn_by_them(vae: ResidualVAE, x: Tens
     mean, log_variance = vae.posterior(x)
     index = torch.tensor([5, 0, 2**35, 9])
     coded = vae(x, seed=7, index=index)
-    torch.testing.assert_close(coded.image, vae.decode(drawn(mean, log_variance, seed=7, index=index)))
+    z = mean + (log_variance / 2).exp() * normal(index, (10,), seed=7)
+    torch.testing.assert_close(coded.image, vae.decode(z))
     assert torch.equal(coded.latent, mean)
     torch.testing.assert_close(coded.regulariser, vae(x).regulariser)
     torch.testing.assert_close(vae(x[2:3], seed=7, index=index[2:3]).image, coded.image[2:3])
+
+
+def test_code_and_divergence_are_in_float32_under_autocast(vae: ResidualVAE, x: Tensor) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        coded = vae(x, seed=7, index=torch.arange(4))
+    assert coded.latent.dtype == coded.regulariser.dtype == torch.float32
+    torch.testing.assert_close(coded.regulariser, vae(x).regulariser, rtol=0.05, atol=1e-3)
 
 
 def test_sampling_at_test_draws_anew_from_the_global_generator(vae: ResidualVAE, x: Tensor) -> None:
