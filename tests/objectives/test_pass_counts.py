@@ -33,6 +33,8 @@ ELSEWHERE = {
     "afd_dcgan": "test_afd.py",
     "afd_wgan": "test_afd.py",
     "rfd": "test_rfd.py",
+    "cdvae": "test_cdvae.py",
+    "cdvae_classifier": "test_cdvae_classifier.py",
     "hgd": "test_denoising.py",
     "ape_gan": "test_denoising.py",
 }
