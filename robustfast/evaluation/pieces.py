@@ -16,6 +16,7 @@ from robustfast.errors import UserError
 from robustfast.evaluation.model_digests import code_digest, weights_digest
 from robustfast.evaluation.partial_results import PartialResults, data_digest, fingerprint
 from robustfast.evaluation.parts import PartContext
+from robustfast.evaluation.subject import Subject
 from robustfast.evaluation.sweep_batches import BatchWork
 from robustfast.evaluation.sweep_document import assemble
 from robustfast.evaluation.sweep_settings import SweepAttack, SweepSettings
@@ -81,12 +82,22 @@ class Pieces:
             for title in batches[0]
         }
 
-    def swept(self, attacks: Sequence[SweepAttack], *, images: int | None = None) -> dict[str, Any]:
+    def swept(
+        self,
+        attacks: Sequence[SweepAttack],
+        *,
+        images: int | None = None,
+        settings: SweepSettings | None = None,
+        prepare: Callable[[Subject], Any] = lambda subject: None,
+    ) -> dict[str, Any]:
         """The run under attacks at their radii, as `robustfast.evaluation.sweep` finds it, without a file.
 
         Args:
             attacks: each name once.
             images: fewer than all that are evaluated, spread evenly.
+            settings: of all attacks; without them the defaults, with the request's seed.
+            prepare: called with the subject, which is this sweep's own, before anything is done with it: to switch on
+                what a network draws, say. What the network then answers tells its pieces from others.
 
         Returns:
             The document of a sweep.
@@ -95,7 +106,8 @@ class Pieces:
         if images is not None:
             context = replace(context, request=replace(context.request, images=images))
         subject = context.subject()
-        settings = SweepSettings(seed=context.request.seed)
+        prepare(subject)
+        settings = settings or SweepSettings(seed=context.request.seed)
         work = BatchWork(subject, attacks, settings, weights_digest(subject.model), self.partial)
         source = subject.source
         with context.progress(subject.images * len(work.cells)) as bar:
