@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from robustfast.evaluation.cdvae import cross, grey_box, images, latent, norms, reconstruction, similarity
+from robustfast.evaluation.cdvae import (
+    cross,
+    detection,
+    gamma,
+    grey_box,
+    images,
+    latent,
+    norms,
+    reconstruction,
+    similarity,
+    white_box,
+)
 from robustfast.evaluation.parts import Part
 
 __all__ = ["PARTS"]
@@ -13,7 +24,11 @@ PARTS: tuple[Part, ...] = (
     similarity.PART,
     latent.PART,
     cross.PART,
+    detection.PART,
+    detection.EQUAL_NOISE,
     grey_box.PART,
+    white_box.PART,
+    gamma.PART,
     images.PART,
 )
 """In the order in which they are made."""
