@@ -1,8 +1,8 @@
 """Distances between many vectors, tile by tile: no matrix of all pairs ever exists.
 
 Float32 features become float64 a tile at a time, shifted to near the origin, and squared distances come from products
-there: ``|a|^2 + |b|^2 - 2 ab`` loses about 1e-13 of ``|a|^2``, where float32 would lose 1e-5, which a bandwidth of 0.1
-multiplies by 50.
+there, ``|a|^2 + |b|^2 - 2 ab``. In float32 the same products lose digits that a kernel of bandwidth h then multiplies by
+``1 / (2 h^2)``; bench/detectors.py measures both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def tile_size(features: int, chunk_bytes: int) -> int:
 def _squares(
     queries: Tensor, samples: Tensor, chunk_bytes: int
 ) -> Iterator[tuple[slice, Iterator[tuple[slice, Tensor]]]]:
-    """For each slice of queries, for each slice of samples: squared distances, float64 [rows, columns]."""
+    """For each slice of queries, for each slice of samples: squared distances, float64 [rows, columns].
+
+    Those of equal vectors are 0 to rounding, on either side of it.
+    """
     size = tile_size(samples.shape[1], chunk_bytes)
     origin = samples[:CENTRE].double().mean(0)
 
@@ -38,9 +41,8 @@ def _squares(
         for start in range(0, len(samples), size):
             columns = samples[start : start + size].double() - origin
             tile = torch.addmm(columns.square().sum(1), rows, columns.T, alpha=-2)
-            yield slice(start, start + len(columns)), tile.add_(own).clamp_(min=0)
+            yield slice(start, start + len(columns)), tile.add_(own)
 
-    # Few queries leave room for no more samples: the samples' own float64 copy is what a tile then mostly is.
     for start in range(0, len(queries), size):
         rows = queries[start : start + size].double() - origin
         yield slice(start, start + len(rows)), against(rows)
