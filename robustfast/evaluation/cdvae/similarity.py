@@ -49,21 +49,32 @@ class InceptionFeatures(nn.Module):
         return self.inception(self.normalisation.inverse(x).clamp(0, 1)).double()
 
 
-def frechet_distance(features: nn.Module) -> FrechetInceptionDistance:
+class _Given(nn.Module):
+    """In the place of a network: features as they are."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet_distance(num_features: int, device: torch.device | str = "cpu") -> FrechetInceptionDistance:
     """torchmetrics' streaming Frechet distance between Gaussians that are fitted to the features of two sets.
 
-    ``update(images, real=True)`` and ``real=False`` fill the sets, 2 images or more each, and ``compute()`` gives
-    ``|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))`` (Dowson and Landau 1982; Heusel et al. 2017).
+    ``update(features, real=True)`` and ``real=False`` fill the sets, 2 rows or more each, and ``compute()`` gives
+    ``|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))`` (Dowson and Landau 1982; Heusel et al. 2017). Give float64 [B, F] for
+    a result in float64.
 
     Args:
-        features: images -> [B, F] in the precision of the result, with the int attribute `num_features`, F. It stays
-            on the device where it is.
+        num_features: F.
+        device: of the features.
     """
     # Its import takes seconds, and evaluations without it do without.
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    device = next(features.parameters()).device
-    return FrechetInceptionDistance(features, normalize=True).to(device)
+    return FrechetInceptionDistance(_Given(num_features), normalize=True).to(device)
 
 
 def _make(context: PartContext) -> PartResult:
@@ -73,7 +84,7 @@ def _make(context: PartContext) -> PartResult:
         )
     network, by = split_network(context.run), attacked(context)
     features, kind = _features(context, network)
-    distances = {part: frechet_distance(features) for part in _ROWS}
+    distances = {part: frechet_distance(features.num_features, context.device) for part in _ROWS}
     cosines: dict[str, list[Tensor]] = {part: [] for part in _ROWS}
     with context.progress(context.images) as bar:
         for x, y, positions in context.batches(bar=bar):
@@ -82,15 +93,15 @@ def _make(context: PartContext) -> PartResult:
                 clean, moved = network.split(x), network.split(x_adv)
                 for part, distance in distances.items():
                     pair = getattr(clean, part), getattr(moved, part)
-                    distance.update(pair[0], real=True)
-                    distance.update(pair[1], real=False)
+                    distance.update(features(pair[0]), real=True)
+                    distance.update(features(pair[1]), real=False)
                     flat = (images.flatten(1).double() for images in pair)
                     cosines[part].append(torch.cosine_similarity(*flat).cpu())
     numbers: dict[str, Any] = {
         part: {
             "cosine": mean_std(torch.cat(cosines[part])),
-            # Rounding can take the distance of equal sets below zero.
-            "distance": max(distance.compute().item(), 0.0),
+            # Not every build for GPUs has eigenvalues there. Rounding can take the distance of equal sets below zero.
+            "distance": max(distance.to("cpu").compute().item(), 0.0),
         }
         for part, distance in distances.items()
     }
@@ -110,7 +121,9 @@ def _make(context: PartContext) -> PartResult:
     return PartResult(numbers, [table])
 
 
-def _features(context: PartContext, network: ClassDisentangled) -> tuple[nn.Module, str]:
+def _features(
+    context: PartContext, network: ClassDisentangled
+) -> tuple[ClassifierFeatures | InceptionFeatures, str]:
     file = context.request.inception_weights
     if file is not None:
         inception = load_inception(file, context.device)

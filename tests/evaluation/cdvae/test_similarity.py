@@ -14,38 +14,24 @@ from robustfast.evaluation.cdvae import similarity
 from robustfast.evaluation.cdvae.similarity import (
     PART,
     ClassifierFeatures,
-    InceptionFeatures,
     frechet_distance,
 )
 from robustfast.evaluation.cdvae.threat import linf
 from robustfast.models import ClassDisentangled
 
 
-class Flat(nn.Module):
-    """Images as their own features."""
-
-    num_features = 3
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1).double()
-
-
 def _with_moments(mean: Tensor, covariance: Tensor, count: int, seed: int) -> Tensor:
-    """[count, 3, 1, 1] whose mean and unbiased covariance are exactly those."""
+    """[count, 3] whose mean and unbiased covariance are exactly those."""
     draw = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     draw -= draw.mean(0)
     white = draw @ torch.linalg.inv(torch.linalg.cholesky(draw.T.cov())).T
-    return (white @ torch.linalg.cholesky(covariance).T + mean)[:, :, None, None]
+    return white @ torch.linalg.cholesky(covariance).T + mean
 
 
 def test_distance_of_known_gaussians() -> None:
     one, other = torch.diag(torch.tensor([1.0, 4.0, 9.0]).double()), torch.eye(3).double()
     mean = torch.tensor([1.0, 2.0, 2.0]).double()
-    distance = frechet_distance(Flat())
+    distance = frechet_distance(3)
     for images in _with_moments(mean, one, 40, 0).split(15):
         distance.update(images, real=True)
     distance.update(_with_moments(torch.zeros(3).double(), other, 25, 1), real=False)
@@ -57,7 +43,7 @@ def test_distance_of_gaussians_that_do_not_commute() -> None:
     turn = torch.tensor([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]]).double()
     one = torch.diag(torch.tensor([1.0, 4.0, 2.0]).double())
     other = turn @ torch.diag(torch.tensor([3.0, 1.0, 2.0]).double()) @ turn.T
-    distance = frechet_distance(Flat())
+    distance = frechet_distance(3)
     distance.update(_with_moments(torch.zeros(3).double(), one, 30, 0), real=True)
     distance.update(_with_moments(torch.zeros(3).double(), other, 30, 1), real=False)
     # The symmetric form: tr (S^1/2 S' S^1/2)^1/2.
@@ -136,7 +122,6 @@ def test_features_are_what_the_last_layer_sees(context_of) -> None:
         assert torch.allclose(logits, classifier.ways(images, "r")["r"], atol=1e-5)
     assert found.shape == (3, features.num_features)
     assert found.dtype == torch.float64
-    assert isinstance(InceptionFeatures(Flat(), model.normalisation).num_features, int)
 
 
 def test_errors_in_one_line(context_of, tmp_path: Path) -> None:
