@@ -81,8 +81,8 @@ def detected(
         for attack in ATTACKS
         if attack != SEEN
     }
-    known_mean, known_over = _means(known, names)
-    unseen_mean, unseen_over = _means(unseen, names)
+    known_mean, known_over = _means(known, names, list(models))
+    unseen_mean, unseen_over = _means(unseen, names, list(models))
     return {
         "known": known,
         "unseen": unseen,
@@ -158,7 +158,9 @@ def _nothing(reason: str | None) -> dict[str, Any]:
 
 
 def _means(
-    table: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]], names: Sequence[str]
+    table: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]],
+    names: Sequence[str],
+    parts: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """DETECTOR: PART to means over attacks, and DETECTOR to the attacks: those that have numbers for every part."""
     means, over = {}, {}
@@ -175,7 +177,7 @@ def _means(
                 else None
                 for metric in METRICS
             }
-            for part in next(iter(table.values()))[name]
+            for part in parts
         }
     return means, over
 
