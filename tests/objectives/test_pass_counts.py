@@ -34,6 +34,7 @@ ELSEWHERE = {
     "afd_wgan": "test_afd.py",
     "rfd": "test_rfd.py",
     "cdvae": "test_cdvae.py",
+    "cdvae_adv": "test_cdvae_adv.py",
     "cdvae_classifier": "test_cdvae_classifier.py",
     "hgd": "test_denoising.py",
     "ape_gan": "test_denoising.py",
