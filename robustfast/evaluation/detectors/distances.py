@@ -1,7 +1,7 @@
 """Distances between many vectors, tile by tile: no matrix of all pairs ever exists.
 
 Float32 features become float64 a tile at a time, shifted to near the origin, and squared distances come from products
-there, ``|a|^2 + |b|^2 - 2 ab``. In float32 the same products lose digits that a kernel of bandwidth h then multiplies by
+there, ``|a|^2 + |b|^2 - 2 ab``. In float32 the same products lose digits which a kernel of bandwidth h multiplies by
 ``1 / (2 h^2)``; bench/detectors.py measures both.
 """
 

@@ -23,7 +23,9 @@ class Reader:
         model: a module or one way of a network; images, or what `transform` makes of them, to logits [B, C].
         layers: names of layers; see `robustfast.evaluation.detectors.taps`.
         transform: what the model is fed with in place of x; "x" is x itself.
-        device: where passes run; None: where the model's first parameter is.
+
+    Attributes:
+        device: where passes run: that of the model's first parameter or buffer.
 
     Raises:
         UserError: no such layer.
