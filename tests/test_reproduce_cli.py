@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -16,6 +17,7 @@ from robustfast.evaluation.papers.part_tables import Lead, PartTable, Row
 from robustfast.evaluation.reduced_data import FORMATS
 from robustfast.reproduce import main
 from robustfast.training.engine import Engine
+from robustfast.training.run_folder import load_run
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +227,59 @@ def test_a_table_of_parts_is_made_kept_and_mended(of_parts, tmp_path, capsys):
     numbers = json.loads((tmp_path / "smoke" / "afd-figure.json").read_text())["numbers"]
     assert numbers["nt"] == {}
     assert len(numbers["wgan"]["sensitivity"]["median"]) == len(numbers["wgan"]["sensitivity"]["eps"])
+
+
+@pytest.fixture
+def of_starts(monkeypatch):
+    """A table of CD-VAE's on digits, of cheap parts, whose rows start from others and share a run."""
+    rows = {
+        "adv": Row(
+            "hardened", "digits-cdvae-adv", start=("cdvae", "classifier_g=plain"), reads="norms.{0}.l1.mean"
+        ),
+        "plain": Row("of x", "digits-cdvae-x", only_lent=True),
+        "of-g": Row("of G(x)", "digits-cdvae-g", start=("cdvae",), only_lent=True),
+        "cdvae": Row("split", "digits-cdvae", settings={"mixup": False}, only_lent=True),
+        "cross": Row("by D_G", of="cdvae", reads="cross.g.{0}.top1", printed={"g": 75.25}),
+        "norms": Row("norms", of="cdvae", reads="norms.{0}.l1.mean"),
+    }
+    columns = (Column("g", "", "G(x)"), Column("r", "", "R(x)", "value"))
+    table = PartTable(
+        "cdvae-starts", "Starts", "cdvae", rows, columns=columns, source="plain", against=("of-g",),
+        smoke_images=(256, 24),
+    )  # fmt: skip
+    monkeypatch.setitem(ITEMS, table.name, table)
+
+
+def test_rows_are_trained_from_others_and_kept(of_starts, tmp_path, capsys):
+    argv = ["cdvae-starts", "--scale", "smoke", "--out", str(tmp_path), "--device", "cpu"]
+    code, printed, err = call(capsys, argv)
+    assert (code, err) == (0, "")
+    folder = tmp_path / "smoke"
+    trained = [line.split()[1] for line in printed.splitlines() if line.startswith("training ")]
+    assert trained == ["digits-cdvae", "digits-cdvae-x", "digits-cdvae-adv", "digits-cdvae-g"]
+    split, of_g = folder / "digits-cdvae-False", folder / "digits-cdvae-g-from-digits-cdvae-False"
+    assert f"starts from {split}: generator" in printed
+    # G is what D_G was trained on: it has not moved.
+    mine, theirs = (load_run(run, device="cpu").model.generator.state_dict() for run in (of_g, split))
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+    values = json.loads((folder / "cdvae-starts.json").read_text())
+    assert list(values["rows"]) == ["adv", "cross", "norms"]
+    assert values["images"] == {"adv": 24, "cdvae": 24}
+    assert 0 <= values["rows"]["cross"]["g"]["ours"] <= 1
+    assert values["rows"]["cross"]["g"]["paper"] == pytest.approx(0.7525)
+    assert all(values["rows"][row][key]["ours"] > 0 for row in ("adv", "norms") for key in "gr")
+    document = json.loads((split / "evaluation" / "cdvae-custom.json").read_text())
+    assert set(document["parts"]) == {"norms", "cross"}
+    assert document["parts"]["norms"]["numbers"]["attack"]["steps"] == 2
+    assert not (of_g / "evaluation").exists()
+
+    code, printed, err = call(capsys, argv)
+    assert (code, err) == (0, "")
+    assert "nothing to run: all rows are finished" in printed
+
+    # What is gone of an evaluation is made again, from the runs as they are.
+    shutil.rmtree(split / "evaluation")
+    code, printed, err = call(capsys, argv)
+    assert (code, err) == (0, "")
+    assert "epoch 1/1" not in printed
+    assert json.loads((folder / "cdvae-starts.json").read_text()) == values

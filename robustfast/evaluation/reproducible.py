@@ -254,14 +254,15 @@ class Reproducible(ABC):
 
 
 def at_scale(config: TrainConfig, scale: Scale, *, kept: int | None = None) -> TrainConfig:
-    """Fewer epochs, milestones to match; at the smoke scale one epoch of small batches and short attacks, on `kept`
-    training images or as many as the scale keeps."""
+    """Fewer epochs, warm-up and milestones to match; at the smoke scale one epoch of small batches and short attacks,
+    on `kept` training images or as many as the scale keeps."""
     if scale.smoke:
         train = kept or scale.kept(config.model)[0]
         return replace(
             config,
             epochs=1,
             milestones=(),
+            warmup=0.0,
             batch_size=min(config.batch_size, train // 2),
             attack=replace(config.attack, steps=SMOKE_STEPS),
             validate_every=0,
@@ -275,6 +276,7 @@ def at_scale(config: TrainConfig, scale: Scale, *, kept: int | None = None) -> T
     return replace(
         config,
         epochs=epochs,
+        warmup=min(config.warmup * scale.epochs, epochs / 2),
         milestones=tuple(sorted(m for m in milestones if 0 < m < epochs)),
     )
 

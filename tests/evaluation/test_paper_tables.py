@@ -286,8 +286,8 @@ def test_a_run_stands_beside_all_its_rows(shared, tmp_path):
 
 def test_smoke_scale_keeps_the_images_and_steps_of_a_table(tmp_path):
     made = plan("cdvae-table4", "smoke", tmp_path, data_dir=tmp_path)
-    assert made.images == 128
-    assert "512 training images, 1 epoch, 128 test images" in made.note
+    assert made.images == 256
+    assert "512 training images, 1 epoch, 256 test images" in made.note
     assert made.evaluation.steps == 2
     # Not the batches of a backbone of which the scale would keep a few images.
     assert all(128 <= run.config.batch_size <= 256 for run in made.runs)
@@ -302,7 +302,7 @@ def test_weights_of_the_fid_go_to_the_parts_that_take_them(tmp_path):
     run.path.mkdir()
     (run.path / "metrics.jsonl").write_text("{}\n")
     part = {"similarity": {"key": "", "numbers": {}}}
-    header = {"checkpoint": {"name": "last"}, "images": 128, "images_in_split": 128, "parts": part}
+    header = {"checkpoint": {"name": "last"}, "images": 256, "images_in_split": 256, "parts": part}
     document_path(run.path, "cdvae").parent.mkdir()
     document_path(run.path, "cdvae").write_text(json.dumps(header))
     assert made.evaluation.finished(run, made) == header

@@ -40,8 +40,18 @@ COSTS: Mapping[str, float] = {
 }
 """Part to F per test image, at most."""
 
-SMOKE_IMAGES = (512, 128)
-"""Detectors need images that are classified right, and their regression some of these."""
+SMOKE_COSTS: Mapping[str, float] = {
+    "norms": 7,
+    "similarity": 7,
+    "latent": 7,
+    "grey-box": 2 * 5 * 5,
+    # The targeted attacks of AutoAttack take nine classes.
+    "white-box": 2 * 100 + 4 * 5 + 20 * (2 * 2 * 5 + 4 * 5),
+}
+"""Those of two steps."""
+
+SMOKE_IMAGES = (512, 256)
+"""Detectors are tried on images that are classified right, and their regression is fitted to a tenth of these."""
 
 _CIFAR, _IMAGENET = "cifar10", "rimagenet"
 _SMALL = ("digits", "mnist")
@@ -79,6 +89,7 @@ def _table(name: str, title: str, rows: Mapping[str, Row], **more: Any) -> PartT
         "cdvae",
         rows,
         costs=COSTS,
+        smoke_costs=SMOKE_COSTS,
         smoke_images=SMOKE_IMAGES,
         **more,
     )

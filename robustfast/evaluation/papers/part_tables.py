@@ -227,6 +227,7 @@ class PartTable(Reproducible):
         against: rows that stand beside each other one, where a part takes such.
         lead: see there.
         costs: as of `PartsEvaluation`.
+        smoke_costs: those that are otherwise where the steps of attacks are bounded.
         caveat: what a reader must know of the printed numbers.
         smoke_settings: of objectives, at the smoke scale, where they have such fields.
         smoke_images: (training, test) images there, for parts that need more of them than others and fewer passes.
@@ -242,6 +243,7 @@ class PartTable(Reproducible):
     against: tuple[str, ...] = ()
     lead: Lead | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
+    smoke_costs: Mapping[str, float] = field(default_factory=dict)
     caveat: str = ""
     smoke_settings: Mapping[str, Any] = field(default_factory=dict)
     smoke_images: tuple[int, int] | None = None
@@ -318,7 +320,7 @@ class PartTable(Reproducible):
             self.protocol,
             {name: self._wanted(name) for name, row in self.rows.items() if row.preset is not None},
             {name: row.label for name, row in self.rows.items()},
-            self.costs,
+            {**self.costs, **self.smoke_costs} if scale.smoke else self.costs,
             SMOKE_STEPS if scale.smoke else None,
         )
 
