@@ -287,7 +287,7 @@ def test_a_run_stands_beside_all_its_rows(shared, tmp_path):
 def test_smoke_scale_keeps_the_images_and_steps_of_a_table(tmp_path):
     made = plan("cdvae-table4", "smoke", tmp_path, data_dir=tmp_path)
     assert made.images == 256
-    assert "512 training images, 1 epoch, 256 test images" in made.note
+    assert "256 training images, 1 epoch, 256 test images" in made.note
     assert made.evaluation.steps == 2
     # Not the batches of a backbone of which the scale would keep a few images.
     assert all(128 <= run.config.batch_size <= 256 for run in made.runs)

@@ -50,8 +50,11 @@ SMOKE_COSTS: Mapping[str, float] = {
 }
 """Those of two steps."""
 
-SMOKE_IMAGES = (512, 256)
+SMOKE_IMAGES = (256, 256)
 """Detectors are tried on images that are classified right, and their regression is fitted to a tenth of these."""
+
+FEWER = (256, 48)
+"""For tables of many runs and attacks."""
 
 _CIFAR, _IMAGENET = "cifar10", "rimagenet"
 _SMALL = ("digits", "mnist")
@@ -90,8 +93,7 @@ def _table(name: str, title: str, rows: Mapping[str, Row], **more: Any) -> PartT
         rows,
         costs=COSTS,
         smoke_costs=SMOKE_COSTS,
-        smoke_images=SMOKE_IMAGES,
-        **more,
+        **{"smoke_images": SMOKE_IMAGES, **more},
     )
 
 
@@ -352,6 +354,7 @@ def _grey_box(name: str, title: str, data: str) -> PartTable:
         f"{title}, {_DATA[data]}",
         rows,
         columns=_GREY_BOX,
+        smoke_images=FEWER,
         source="plain",
         against=("of-g",),
         caveat="Attacks on the plain classifier alone; adversarially trained ones are attacked themselves, as in the "
@@ -383,6 +386,7 @@ def _white_box(name: str, title: str, data: str) -> PartTable:
         f"{title}, {_DATA[data]}",
         rows,
         columns=_WHITE_BOX,
+        smoke_images=FEWER,
         caveat="The paper's network draws its codes at test time, and its AutoAttack takes them for fixed. Ours takes "
         "their mean; where codes are drawn, attacks average their gradients over draws.",
     )

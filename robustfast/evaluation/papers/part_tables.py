@@ -251,7 +251,8 @@ class PartTable(Reproducible):
     @property
     def data(self) -> str:  # type: ignore[override]
         first = next(config for row in self.rows.values() if (config := row.config()) is not None)
-        return f"{first.dataset}-{self.protocol}"
+        own = [str(images) for images in self.smoke_images or ()]
+        return "-".join([first.dataset, self.protocol, *own])
 
     def configs(self, folder: Path) -> dict[str, tuple[str, TrainConfig]]:
         found: dict[str, tuple[str, TrainConfig]] = {}
