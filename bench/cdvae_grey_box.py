@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ STARTS = {
     "cdvae-trades": None,
 }
 """Method to that whose run it starts from, in the order of training."""
+BASELINES = ("hgd", "ape-gan", "at", "trades")
 ROWS = {
     "Normal": ("cdvae", "undefended"),
     "AT": ("cdvae-at", "own"),
@@ -51,15 +53,20 @@ ROWS = {
 """Row of the table to the method that is evaluated and the row of its numbers."""
 
 
-def table(seed: int, work: Path, epochs: int | None) -> tuple[dict[str, Any], dict[str, tuple[Run, Any]]]:
+def table(
+    seed: int, work: Path, epochs: int | None, baselines: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, tuple[Run, Any]]]:
     """The numbers by row, with the attacks; and the runs, each with the CPU seconds of its training."""
     runs: dict[str, tuple[Run, Any]] = {}
+    judged = ["cdvae", *(f"cdvae-{name}" for name in baselines)]
     for method, start in STARTS.items():
+        if method not in (*judged, "cdvae-x", "cdvae-g"):
+            continue
         before = () if start is None else (str(runs[start][0].path),)
         folder = work / f"digits-{method}-{seed}"
         runs[method] = trained(f"digits-{method}", seed, folder, start=before, data_dir=None, epochs=epochs)
     numbers: dict[str, Any] = {}
-    for method in ("cdvae", "cdvae-at", "cdvae-trades", "cdvae-hgd", "cdvae-ape-gan"):
+    for method in judged:
         request = Request(
             device="cpu",
             source=str(runs["cdvae-x"][0].path),
@@ -67,7 +74,7 @@ def table(seed: int, work: Path, epochs: int | None) -> tuple[dict[str, Any], di
         )
         document = evaluate_parts(runs[method][0].path, "cdvae", (grey_box.PART,), request)
         numbers[method] = document["parts"][grey_box.PART.name]["numbers"]
-    rows = {row: numbers[method][key] for row, (method, key) in ROWS.items()}
+    rows = {row: numbers[method][key] for row, (method, key) in ROWS.items() if method in numbers}
     return {"rows": rows, "attacks": numbers["cdvae"]["attacks"]}, runs
 
 
@@ -78,16 +85,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/cdvae-grey-box"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--baselines", nargs="+", choices=BASELINES, default=BASELINES)
     parser.add_argument("--epochs", type=int, help="instead of the presets', to try this script")
     options = parser.parse_args()
     seeds: dict[int, dict[str, Any]] = {}
     document: dict[str, Any] = {
-        "command": f"python bench/cdvae_grey_box.py --seeds {' '.join(map(str, options.seeds))}",
+        "command": f"python bench/cdvae_grey_box.py --seeds {' '.join(map(str, options.seeds))} "
+        f"--baselines {' '.join(options.baselines)}",
         "robustfast": robustfast.__version__,
         "hardware": hardware(torch.device("cpu")),
     }
     for seed in options.seeds:
-        found, runs = table(seed, options.work, options.epochs)
+        found, runs = table(seed, options.work, options.epochs, options.baselines)
         started = json.loads((runs["cdvae"][0].path / "config.json").read_text())
         document.setdefault("commit", started.get("commit"))
         document.setdefault("attacks", found["attacks"])
@@ -113,7 +122,7 @@ def main() -> None:
             column: statistics.mean(found["rows"][row][column] for found in seeds.values())
             for column in grey_box.HEADINGS
         }
-        for row in ROWS
+        for row in next(iter(seeds.values()))["rows"]
     }
     document["seeds"] = {str(seed): found for seed, found in seeds.items()}
     text = json.dumps(document, indent=1) + "\n"
