@@ -72,7 +72,7 @@ def bench_reparameterise(case: str, compare: Any, fused: Any) -> None:
         "reference": on("reference"),
         "compiled": training(torch.compile(plain, fullgraph=True)),
         **{backend: on(backend) for backend in backends[:-1]},
-        # Entering a backend takes a tenth of the smallest case; nobody enters the one that is chosen anyway.
+        # Entering a backend takes time, and nobody enters the one that is chosen anyway.
         **{backend: training(ours) for backend in backends[-1:]},
     }
     expected = on("reference")()

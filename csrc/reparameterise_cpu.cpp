@@ -27,12 +27,12 @@ ROBUSTFAST_CLONES void draw_words(Stream stream, int64_t count, uint32_t* words)
   }
 }
 
-// kTile normal draws. Loops of their own: GCC cannot vectorise one with a square root beside the rest.
+// n <= kTile normal draws. Loops of their own: GCC cannot vectorise one with a square root beside the rest.
 ROBUSTFAST_CLONES void draw_noise(const uint32_t* __restrict__ radii, const uint32_t* __restrict__ angles,
-                                  double* __restrict__ noise) {
-  for (int i = 0; i < kTile; ++i) noise[i] = normal_squared_radius(radii[i]);
-  for (int i = 0; i < kTile; ++i) noise[i] = sqrt(noise[i]);
-  for (int i = 0; i < kTile; ++i) noise[i] *= cosine_of(angles[i]);
+                                  double* __restrict__ noise, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) noise[i] = normal_squared_radius(radii[i]);
+  for (int64_t i = 0; i < n; ++i) noise[i] = sqrt(noise[i]);
+  for (int64_t i = 0; i < n; ++i) noise[i] *= cosine_of(angles[i]);
 }
 
 // n <= kTile entries of a row; returns what they add to twice the divergence.
@@ -40,15 +40,18 @@ template <typename T>
 ROBUSTFAST_CLONES double forward_tile(const T* __restrict__ mean, const T* __restrict__ log_variance,
                                       const double* __restrict__ noise, T* __restrict__ z, T* __restrict__ shift,
                                       int64_t n) {
-  double terms[kTile] = {};
+  T spreads[kTile];
+  double terms[kTile + kLanes];
+  for (int64_t i = 0; i < n; ++i) spreads[i] = exponent(log_variance[i] / 2);
   for (int64_t i = 0; i < n; ++i) {
-    const double mu = mean[i], log = log_variance[i], spread = exponent(log / 2), moved = spread * noise[i];
+    const double mu = mean[i], spread = spreads[i], moved = spread * noise[i];
     z[i] = static_cast<T>(mu + moved);
     shift[i] = static_cast<T>(moved);
-    terms[i] = twice_divergence(mu, log, spread);
+    terms[i] = twice_divergence(mu, log_variance[i], spread);
   }
+  std::fill_n(terms + n, kLanes, 0.0);
   double lanes[kLanes] = {};
-  for (int64_t i = 0; i < kTile; i += kLanes)
+  for (int64_t i = 0; i < n; i += kLanes)
     for (int j = 0; j < kLanes; ++j) lanes[j] += terms[i + j];
   double total = 0;
   for (double lane : lanes) total += lane;
@@ -56,13 +59,13 @@ ROBUSTFAST_CLONES double forward_tile(const T* __restrict__ mean, const T* __res
 }
 
 template <typename T>
-ROBUSTFAST_CLONES void backward_row(const T* __restrict__ d_z, double d_divergence, const T* __restrict__ mean,
+ROBUSTFAST_CLONES void backward_row(const T* __restrict__ d_z, T d_divergence, const T* __restrict__ mean,
                                     const T* __restrict__ log_variance, const T* __restrict__ shift,
                                     T* __restrict__ d_mean, T* __restrict__ d_log_variance, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const MomentGradient d = moment_gradient(d_z[i], d_divergence, mean[i], log_variance[i], shift[i]);
-    d_mean[i] = static_cast<T>(d.mean);
-    d_log_variance[i] = static_cast<T>(d.log_variance);
+    const MomentGradient<T> d = moment_gradient(d_z[i], d_divergence, mean[i], log_variance[i], shift[i]);
+    d_mean[i] = d.mean;
+    d_log_variance[i] = d.log_variance;
   }
 }
 
@@ -78,16 +81,16 @@ void run(const Tensor& mean, const Tensor& log_variance, int64_t seed, const Ten
   const int64_t L = mean.size(1);
   torch::stable::parallel_for(
       0, mean.size(0), std::max<int64_t>(1, kGrain / (8 * std::max<int64_t>(1, L))), [&](int64_t begin, int64_t end) {
-        // Radii, then angles; the last tile of either reaches beyond.
-        std::vector<uint32_t> words((2 * L + kTile - 1) / kTile * kTile + kTile);
+        // Radii, then angles.
+        std::vector<uint32_t> words((2 * L + kTile - 1) / kTile * kTile);
         double noise[kTile];
         for (int64_t i = begin; i < end; ++i) {
           draw_words({PhiloxKey(seed), static_cast<uint64_t>(numbers[i])}, 2 * L, words.data());
           double twice = 0;
           for (int64_t first = 0; first < L; first += kTile) {
-            draw_noise(words.data() + first, words.data() + L + first, noise);
-            const int64_t at = i * L + first;
-            twice += forward_tile(mu + at, log + at, noise, values + at, moved + at, std::min(kTile, L - first));
+            const int64_t at = i * L + first, n = std::min(kTile, L - first);
+            draw_noise(words.data() + first, words.data() + L + first, noise, n);
+            twice += forward_tile(mu + at, log + at, noise, values + at, moved + at, n);
           }
           rows[i] = static_cast<T>(0.5 * twice);
         }

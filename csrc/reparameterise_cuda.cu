@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (uint32_t j = 0; j < 4; ++j) {
       const double noise = sqrt(normal_squared_radius(radius.v[j])) * cosine_of(angle.v[j]);
-      const double m = mu.v[j], l = log.v[j], spread = exponent(l / 2), step = spread * noise;
+      const double m = mu.v[j], l = log.v[j], spread = exponent(log.v[j] / 2), step = spread * noise;
       value.v[j] = static_cast<T>(m + step);
       moved.v[j] = static_cast<T>(step);
       if (kVector || 4 * quad + j < rows.L) twice += twice_divergence(m, l, spread);
@@ -96,15 +96,15 @@ __global__ void __launch_bounds__(kThreads, 2)
                     const T* __restrict__ shift, T* __restrict__ d_mean, T* __restrict__ d_log_variance,
                     uint32_t across) {
   const int64_t i = blockIdx.x / across;
-  const double d = d_divergence[i];
+  const T d = d_divergence[i];
 #pragma unroll
   for (int k = 0; k < kEntries; ++k) {
     const uint32_t e = (blockIdx.x % across * kEntries + k) * kThreads + threadIdx.x;
     if (e >= rows.L) return;
     const int64_t at = i * rows.L + e;
-    const MomentGradient g = moment_gradient(d_z[at], d, rows.mean[at], rows.log_variance[at], shift[at]);
-    d_mean[at] = static_cast<T>(g.mean);
-    d_log_variance[at] = static_cast<T>(g.log_variance);
+    const MomentGradient<T> g = moment_gradient(d_z[at], d, rows.mean[at], rows.log_variance[at], shift[at]);
+    d_mean[at] = g.mean;
+    d_log_variance[at] = g.log_variance;
   }
 }
 
