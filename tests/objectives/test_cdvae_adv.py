@@ -392,6 +392,7 @@ def test_draws_are_those_of_the_run_the_epoch_and_the_sample(batch: Any) -> None
 
     def loss(epoch: int) -> float:
         objective = build(copy.deepcopy(model))
+        objective.attack = lambda x, *_, **__: x
         objective.begin(epoch, 0.5)
         (phase,) = objective.phases(x, y, index)
         return phase.loss.item()

@@ -26,7 +26,9 @@ CHEAP = {**white_box.ATTACKS, "aa-linf": "apgd-ce", "aa-l2": "apgd-ce-l2"}
 def adv_run(train: Callable[..., Path], cdvae_run: Path, x_run: Path) -> Path:
     """The folder of a run that hardened `cdvae_run` for a moment."""
     attack = replace(PRESETS["digits-cdvae-adv"].attack, steps=1)
-    return train("digits-cdvae-adv", "adv", attack=attack, start=(str(cdvae_run), f"classifier_g={x_run}"))
+    return train(
+        "digits-cdvae-adv", "adv", epochs=2, attack=attack, start=(str(cdvae_run), f"classifier_g={x_run}")
+    )
 
 
 @pytest.fixture
