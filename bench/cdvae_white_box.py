@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
     parser.add_argument("--images", type=int, default=40, help="test images that are attacked")
     parser.add_argument("--train-images", type=int, default=5120, help="images that are trained on")
+    parser.add_argument("--steps", type=int, help="of the attacks at most, to try this script; they have 100")
     arguments = parser.parse_args()
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -73,16 +74,18 @@ def main() -> None:
             fit(replace(config, out=work / name))
         else:
             resume(work / name)
-    request = Request(parts=("white-box",), images=arguments.images, device="cpu")
+    request = Request(parts=("white-box",), images=arguments.images, steps=arguments.steps, device="cpu")
     found = evaluate_parts(work / "adv", "cdvae", PARTS, request)
     started = {name: json.loads((work / name / "config.json").read_text()) for name in ("cdvae", "x", "adv")}
     lines = (work / "adv" / "metrics.jsonl").read_text().splitlines()
+    steps = "" if arguments.steps is None else f" --steps {arguments.steps}"
     document = {
         "command": f"python bench/cdvae_white_box.py --data-dir DATA --images {arguments.images} "
-        f"--train-images {arguments.train_images}",
+        f"--train-images {arguments.train_images}{steps}",
         "note": f"adv is trained on {arguments.train_images} training images and attacked on {arguments.images} test "
         f"images, spread evenly over their splits; one thread, beside other processes",
         "images": found["images"],
+        "most_steps": arguments.steps,
         "robustfast": robustfast.__version__,
         "run": {name: started["adv"][name] for name in ("commit", "started", "hardware")},
         # But for folders of the machine.
