@@ -336,13 +336,13 @@ def short(preset: str, out: Path, **fields: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("preset", "fields"),
-    [("digits-cdvae-hgd", {"epochs": 3}), ("digits-cdvae-ape-gan", {"epochs": 5})],
+    [("digits-cdvae-hgd", {"epochs": 5, "lr": 3e-3}), ("digits-cdvae-ape-gan", {"epochs": 4})],
     ids=["hgd", "ape-gan"],
 )
 def test_a_short_training_holds_what_attacks_on_the_classifier_cost(
     preset: str, fields: dict[str, Any], plain: Path, tmp_path: Path
 ) -> None:
-    strength = replace(PRESETS[preset].attack, steps=5)
+    strength = replace(PRESETS[preset].attack, steps=3, step_size=0.08)
     run = load_run(fit(short(preset, tmp_path / "run", start=(str(plain),), attack=strength, **fields)))
     source = load_run(plain).model
     test = load("digits", "test")
