@@ -173,8 +173,8 @@ _EXCEPTIONS |= {
     for family, autoencoder in _AUTOENCODERS.items()
 }
 
-# Denoisers before the classifier of a run of cdvae-x. Learning rates are those of HGD's paper and of APE-GAN's code; one
-# of so few steps needs a higher one.
+# Denoisers before the classifier of a run of cdvae-x. Learning rates are those of HGD's paper and of APE-GAN's code;
+# one of so few steps needs a higher one.
 _IMAGES = {"digits": "digits", "mnist": "mnist", "cifar10": "cifar", "rimagenet": "imagenet"}
 _DENOISERS = {"cdvae-hgd": "unet", "cdvae-ape-gan": "ape"}
 _DENOISING: dict[str, dict[str, Any]] = {
