@@ -164,12 +164,12 @@ def _picked(context: PartContext, positions: Tensor) -> Any:
 
 def test_what_is_scored_is_not_scored_again(x_and_r: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     context, models = x_and_r(images=40)
-    whole = Pieces(context, "test")
+    whole = Pieces(context, "again")
     found = samples(context, whole, models["r"], "fgsm")
     first, _ = scored(whole, PartDetectors(context, models["r"]), "md", found, work="md")
     monkeypatch.setattr(PartDetectors, "fitted", lambda *_: pytest.fail("fitted again"))
     monkeypatch.setattr(detection_samples, "eval_mode", lambda *_: pytest.fail("attacked again"))
-    again = Pieces(context, "test")
+    again = Pieces(context, "again")
     found = samples(context, again, models["r"], "fgsm")
     second, _ = scored(again, PartDetectors(context, models["r"]), "md", found, work="md")
     assert torch.equal(first[0.001].adversarial, second[0.001].adversarial)
