@@ -16,8 +16,8 @@ from robustfast.evaluation.attack_names import NamedAttack
 from robustfast.evaluation.cdvae import threat
 from robustfast.evaluation.cdvae.classifiers import PartModel
 from robustfast.evaluation.parts import PartContext
+from robustfast.evaluation.picked import evaluated, picked
 from robustfast.evaluation.pieces import Pieces
-from robustfast.evaluation.rfd.picked import evaluated, picked
 from robustfast.models.class_disentangled import Normalisation
 from robustfast.seeds import derive
 

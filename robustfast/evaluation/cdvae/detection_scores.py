@@ -21,8 +21,8 @@ from robustfast.evaluation.detectors import (
     Mahalanobis,
 )
 from robustfast.evaluation.parts import PartContext
+from robustfast.evaluation.picked import picked
 from robustfast.evaluation.pieces import Pieces
-from robustfast.evaluation.rfd.picked import picked
 
 __all__ = ["BLOCK", "DETECTORS", "Candidates", "PartDetectors", "beside", "layers_of", "scored"]
 

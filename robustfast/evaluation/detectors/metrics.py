@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_curve
 from torch import Tensor
 
-from robustfast.evaluation.rfd.rates import auroc
+from robustfast.evaluation.auroc import auroc
 
 __all__ = ["aupr", "auroc", "detection_accuracy", "metrics", "tnr_at_tpr"]
 

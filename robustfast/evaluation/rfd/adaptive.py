@@ -15,10 +15,10 @@ from rich.table import Table
 from torch import Tensor
 
 from robustfast.attacks import APGD, PGD
+from robustfast.evaluation.auroc import auroc
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.pieces import pieces
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, lead, no_discriminator
-from robustfast.evaluation.rfd.rates import auroc
 from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.tables import percent
 

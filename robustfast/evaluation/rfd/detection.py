@@ -11,10 +11,11 @@ from torch import Tensor
 
 from robustfast.attacks import RandomNoise
 from robustfast.attacks.draws import signs, uniform
+from robustfast.evaluation.auroc import auroc
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.pieces import Pieces, Work, pieces
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, no_discriminator
-from robustfast.evaluation.rfd.rates import auroc, rates
+from robustfast.evaluation.rfd.rates import rates
 from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.evaluation.sweep_tables import eps_labels
 from robustfast.evaluation.tables import percent

@@ -13,8 +13,8 @@ from torch import Tensor
 from robustfast.attacks import eval_mode
 from robustfast.evaluation.examples import one_of_each
 from robustfast.evaluation.parts import Part, PartContext, PartResult
+from robustfast.evaluation.picked import evaluated, picked
 from robustfast.evaluation.rfd.judge import Judge, judge, judged_clean, no_discriminator
-from robustfast.evaluation.rfd.picked import evaluated, picked
 from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.visualization.activation_maps import ActivationMap, activation_maps
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from robustfast.evaluation.examples import one_of_each
 from robustfast.evaluation.features import collect
 from robustfast.evaluation.parts import Part, PartContext, PartResult
+from robustfast.evaluation.picked import evaluated, picked
 from robustfast.evaluation.rfd.judge import no_discriminator
-from robustfast.evaluation.rfd.picked import evaluated, picked
 from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.visualization.histogram_pairs import HistogramPair, histogram_pairs
 

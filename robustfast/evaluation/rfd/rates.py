@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from robustfast.evaluation.auroc import auroc
 from robustfast.evaluation.rfd.judge import judged_clean
 
-__all__ = ["auroc", "rates"]
+__all__ = ["rates"]
 
 
 def rates(clean: Tensor, adversarial: Tensor) -> dict[str, float]:
@@ -29,22 +29,3 @@ def rates(clean: Tensor, adversarial: Tensor) -> dict[str, float]:
         "tnr": judged_clean(clean).double().mean().item(),
         "auroc": auroc(clean, adversarial),
     }
-
-
-def auroc(clean: Tensor, adversarial: Tensor) -> float:
-    """The chance that an adversarial image has a lower logit than a clean one; equal logits count half.
-
-    Raises:
-        ValueError: no clean or no adversarial image.
-    """
-    if not len(clean) or not len(adversarial):
-        raise ValueError(
-            f"{len(clean)} clean and {len(adversarial)} adversarial images: expected some of each"
-        )
-    ordered = clean.double().sort().values
-    scores = adversarial.double()
-    below = torch.searchsorted(ordered, scores, right=False)
-    up_to = torch.searchsorted(ordered, scores, right=True)
-    # Of each adversarial image the clean ones above it, and half of those level with it.
-    above = len(ordered) - (below + up_to).double() / 2
-    return (above.mean() / len(ordered)).item()

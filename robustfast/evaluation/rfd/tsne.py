@@ -13,9 +13,9 @@ from robustfast.errors import UserError
 from robustfast.evaluation.embedding import COMPONENTS, embed, perplexity_for
 from robustfast.evaluation.features import Features, collect
 from robustfast.evaluation.parts import Part, PartContext, PartResult
+from robustfast.evaluation.picked import evaluated, of_class, picked
 from robustfast.evaluation.progress import AttackBar
 from robustfast.evaluation.rfd.judge import no_discriminator, robust_features
-from robustfast.evaluation.rfd.picked import evaluated, of_class, picked
 from robustfast.evaluation.rfd.threat import described, pgd, radius
 from robustfast.training.run_folder import Run
 from robustfast.visualization.point_groups import Panel, PointGroup, point_groups

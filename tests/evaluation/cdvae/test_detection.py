@@ -157,7 +157,7 @@ def test_blocks_give_the_scores_that_all_images_at_once_give(
 
 
 def _picked(context: PartContext, positions: Tensor) -> Any:
-    from robustfast.evaluation.rfd.picked import picked
+    from robustfast.evaluation.picked import picked
 
     return picked(context, positions)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from robustfast.evaluation.auroc import auroc
 from robustfast.evaluation.rfd.judge import judged_clean
-from robustfast.evaluation.rfd.rates import auroc, rates
+from robustfast.evaluation.rfd.rates import rates
 
 
 def test_rates_by_hand() -> None:
