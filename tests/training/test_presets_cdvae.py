@@ -79,6 +79,14 @@ def test_hardening_is_that_of_the_papers_code() -> None:
     assert (config.optimizer, config.momentum, config.lr, config.weight_decay) == ("sgd", 0.9, 1.0, 2e-4)
     assert (config.epochs, config.batch_size, config.clip_value, config.warmup) == (150, 100, 1.0, 5)
     assert config.milestones == (30, 60, 80, 90, 120)
+    assert config.augment
+    assert config.rand_augment
+    assert config.objective.beta == 0.01
+
+
+def test_hardening_weighs_the_losses_of_a_codebook_as_the_clean_training_does() -> None:
+    clean, hardened = (preset("rimagenet", method).objective for method in ("cdvae", "cdvae-adv"))
+    assert hardened.beta == clean.beta == 1.0
 
 
 @pytest.mark.parametrize("family", ["digits", "mnist"])

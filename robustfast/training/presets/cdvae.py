@@ -147,7 +147,6 @@ _HARDENING: dict[str, Any] = {
     "milestones": (30, 60, 80, 90, 120),
     "warmup": 5.0,
     "clip_value": 1.0,
-    "rand_augment": False,
 }
 # Not in the paper.
 _SHORT_HARDENING: dict[str, Any] = {
@@ -165,7 +164,9 @@ _EXCEPTIONS = {(family, ending): _placed(family, ending) for family in _FAMILIES
 _EXCEPTIONS |= {
     (family, "cdvae-adv"): Method(
         "cdvae_adv",
-        fields={
+        # A codebook's losses have their own weights, as above.
+        {"beta": 1.0} if family == "rimagenet" else {},
+        {
             **(_SHORT_HARDENING if family in _SMALL else _HARDENING),
             "network": f"{autoencoder}_rn",
         },
