@@ -28,8 +28,8 @@ class Kind:
 
 
 AUTOENCODERS: dict[str, Kind] = {
-    "digits_vae": Kind(partial(ResidualVAE, size=8, latent=64), (0.3053,), (0.3760,)),
-    "mnist_vae": Kind(partial(ResidualVAE, size=28, latent=128), (0.1307,), (0.3081,)),
+    "digits_vae": Kind(partial(ResidualVAE, size=8, latent=64, end_norm=True), (0.3053,), (0.3760,)),
+    "mnist_vae": Kind(partial(ResidualVAE, size=28, latent=128, end_norm=True), (0.1307,), (0.3081,)),
     "cifar_vae": Kind(
         partial(ResidualVAE, size=32, latent=2048), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     ),

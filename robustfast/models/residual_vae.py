@@ -32,21 +32,24 @@ class ResidualBlock(nn.Module):
 class ResidualVAE(Autoencoder):
     """CD-VAE's G (Yang et al. 2021, from their code): z ~ N(mu(x), diag exp logvar(x)), G(x) = decoder(z).
 
-    Two strided convolutions to `width` maps of a quarter of the side, two residual blocks, linear layers to mu and
-    logvar; the decoder mirrors that and ends in tanh and a batch norm with a learned scale: tanh alone could not reach
-    the range of normalised pixels.
+    Two strided convolutions to `width` maps of a quarter of the side, two residual blocks with a batch norm between
+    them, linear layers to mu and logvar; the decoder mirrors that and ends in tanh and a batch norm with a learned
+    scale: tanh alone could not reach the range of normalised pixels.
 
     Args:
         in_channels: channels of the images.
         size: side of the images, a multiple of 4.
         latent: L, entries of z. CIFAR-10: 2048.
         width: maps inside; half as many behind the first convolution.
+        end_norm: a batch norm behind the last block of the encoder too, which theirs has not.
 
     Raises:
         ValueError: from `forward`, for images of another size.
     """
 
-    def __init__(self, *, in_channels: int, size: int, latent: int, width: int = 32) -> None:
+    def __init__(
+        self, *, in_channels: int, size: int, latent: int, width: int = 32, end_norm: bool = False
+    ) -> None:
         super().__init__()
         half = width // 2
         self.size, self.latent, self.scale = size, latent, in_channels * latent
@@ -62,7 +65,7 @@ class ResidualVAE(Autoencoder):
             ResidualBlock(width),
             nn.BatchNorm2d(width),
             ResidualBlock(width),
-            nn.BatchNorm2d(width),
+            *([nn.BatchNorm2d(width)] if end_norm else []),
         )
         self.mean, self.log_variance = nn.Linear(flat, latent), nn.Linear(flat, latent)
         self.grow = nn.Linear(latent, flat)

@@ -26,7 +26,7 @@ def test_that_of_cifar_is_the_paper_s() -> None:
         vae = AUTOENCODERS["cifar_vae"].build(in_channels=3)
     assert [type(layer) for layer in vae.encoder] == [
         *(nn.Conv2d, nn.BatchNorm2d, nn.ReLU) * 2,
-        *(ResidualBlock, nn.BatchNorm2d) * 2,
+        *(ResidualBlock, nn.BatchNorm2d, ResidualBlock),
     ]
     assert [type(layer) for layer in vae.decoder] == [
         *(ResidualBlock, nn.BatchNorm2d) * 2,
@@ -46,7 +46,7 @@ def test_that_of_cifar_is_the_paper_s() -> None:
     # A residual block: 3x3 and 1x1 convolutions of 32 maps with biases, and a batch norm's scale and shift.
     block = 32 * 32 * 9 + 32 + 2 * 32 + 32 * 32 + 32
     ends = 2 * 16 * (3 * 16 + 16 * 32)
-    norms = 2 * (16 + 32 + 2 * 32) + 2 * (2 * 32 + 16 + 3)
+    norms = 2 * (16 + 32 + 32) + 2 * (2 * 32 + 16 + 3)
     assert sum(p.numel() for p in vae.parameters()) == 4 * block + ends + norms + 3 * (2048 * 2048 + 2048)
 
 
