@@ -60,6 +60,14 @@ def test_the_example_of_an_objective_trains_the_robust_way() -> None:
     assert all(p.grad is None for p in model.encoder_n.parameters())
 
 
+def test_the_examples_of_cd_vae_split_attack_and_score() -> None:
+    split, detect = (run(block) for block in blocks(ROOT / "docs" / "cdvae.md", "python"))
+    parts = split["parts"]
+    assert torch.allclose(parts.g + parts.r, parts.x, atol=1e-6)
+    assert split["moved"].abs().max() > 0
+    assert detect["scores"].shape == (5, 1)
+
+
 def test_the_example_of_a_part_counts_what_is_right() -> None:
     _, block = blocks(ROOT / "docs" / "adding-an-objective.md", "python")
     (part,) = run(block)["PARTS"]
