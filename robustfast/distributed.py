@@ -170,7 +170,10 @@ class World:
                     parameter.grad.copy_(value.view(parameter.shape))
 
     def same_buffers(self, module: nn.Module) -> None:
-        """Average the running mean and variance of each batch norm over the processes: all hold the same then."""
+        """Average the running mean and variance of each batch norm over the processes: all hold the same then.
+
+        Where they do already, as in a part that is not trained, nothing changes.
+        """
         if self.size == 1:
             return
         norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
@@ -178,7 +181,8 @@ class World:
         buffers = [buffer for pair in found for buffer in pair if buffer is not None]
         if not buffers:
             return
-        message = self._summed(torch.cat(buffers)) / self.size
+        # In float64: three times a float32, over three, is the float32 again, which it need not be in float32.
+        message = self._summed(torch.cat(buffers).double()) / self.size
         with torch.no_grad():
             for buffer, mean in zip(buffers, message.split([len(buffer) for buffer in buffers]), strict=True):
                 buffer.copy_(mean)

@@ -96,6 +96,12 @@ def test_running_statistics(heard: list[dict[str, Any]]) -> None:
         }
 
 
+def test_running_statistics_that_are_alike_stay_to_the_bit(heard: list[dict[str, Any]]) -> None:
+    for process in heard:
+        before, after = process["untrained"]["before"], process["untrained"]["after"]
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads a process's threads from /proc")
 def test_no_thread_outlives_the_group(
     torchrun: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path

@@ -62,6 +62,17 @@ def buffers(world: World) -> dict[str, Any]:
     return dict(model.named_buffers())
 
 
+def untrained(world: World) -> dict[str, Any]:
+    """A batch norm of the same statistics in every process, before and after."""
+    model = nn.BatchNorm1d(500)
+    generator = torch.Generator().manual_seed(0)
+    for statistic in (model.running_mean, model.running_var):
+        statistic.copy_(torch.rand(500, generator=generator))
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    world.same_buffers(model)
+    return {"before": before, "after": dict(model.named_buffers())}
+
+
 def late(world: World) -> str:
     """The last process comes long after any message would be given up; how the others wait for it."""
     backend = dist.group.WORLD._get_backend(torch.device("cpu"))
@@ -101,6 +112,7 @@ def main(folder: Path) -> None:
             "broadcast": world.broadcast(f"from {world.rank}"),
             "gradients": gradients(world),
             "buffers": buffers(world),
+            "untrained": untrained(world),
             "late": late(world),
         }
         torch.save(heard, folder / f"{world.rank}.pt")
