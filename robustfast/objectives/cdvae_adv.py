@@ -113,7 +113,7 @@ class CDVAEAdv(Objective):
     31F.
 
     Raises:
-        UserError: from `started`, a G with its first weights.
+        UserError: from `started`, a G or a D_G with its first weights.
     """
 
     Config = CDVAEAdvConfig
@@ -144,16 +144,19 @@ class CDVAEAdv(Objective):
         return 2 * strength.steps + 8 + (3 if settings.clean or settings.form == "paper" else 0)
 
     def started(self) -> None:
-        counts = [
-            int(value)
-            for name, value in self.model.generator.named_buffers()  # type: ignore[union-attr]
-            if name.endswith("num_batches_tracked")
-        ]
-        if counts and not any(counts):
-            raise UserError(
-                "the auto-encoder was never trained, and this training hardens a trained one: give "
-                "--start RUN,classifier_g=RUN2, a run of cdvae and one of a classifier"
-            )
+        parts = {"auto-encoder": self.model.generator, "classifier of G(x)": self.model.classifier("g")}
+        for title, part in parts.items():
+            # Batch norms count the batches that they have seen; what has none cannot be told.
+            counts = [
+                int(value)
+                for name, value in part.named_buffers()  # type: ignore[union-attr]
+                if name.endswith("num_batches_tracked")
+            ]
+            if counts and not any(counts):
+                raise UserError(
+                    f"the {title} was never trained, and this training hardens trained ones: give "
+                    f"--start RUN,classifier_g=RUN2, a run of cdvae and one of a classifier"
+                )
 
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
         config, model = self.config, self.model

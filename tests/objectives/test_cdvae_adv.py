@@ -404,10 +404,13 @@ def test_draws_are_those_of_the_run_the_epoch_and_the_sample(batch: Any) -> None
 def test_what_it_refuses() -> None:
     with pytest.raises(UserError, match=r"CDVAEAdv trains ways r, n of a ClassDisentangled, got a "):
         build(NETWORKS["three_way"]("digits_cnn", num_classes=10, in_channels=1))
-    with pytest.raises(UserError, match=r"never trained.*--start RUN,classifier_g=RUN2"):
+    with pytest.raises(UserError, match=r"auto-encoder was never trained.*--start RUN,classifier_g=RUN2"):
         build(network()).started()
     trained = network()
     trained.generator(torch.rand(2, 1, 8, 8))
+    with pytest.raises(UserError, match=r"classifier of G\(x\) was never trained.*classifier_g=RUN2"):
+        build(trained).started()
+    trained.classifier("g")(torch.rand(2, 1, 8, 8))
     build(trained).started()
     for fields, message in (
         ({"form": "both"}, "--objective.form is 'both', expected one of recommended, paper, code"),
