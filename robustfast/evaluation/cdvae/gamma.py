@@ -20,10 +20,10 @@ from robustfast.evaluation.cdvae.detection import detected
 from robustfast.evaluation.cdvae.detection_scores import beside
 from robustfast.evaluation.cdvae.reconstruction import unexplained
 from robustfast.evaluation.model_digests import weights_digest
-from robustfast.evaluation.parts import Part, PartContext, PartResult, labelled
+from robustfast.evaluation.parts import Part, PartContext, PartResult, Request, labelled
 from robustfast.evaluation.pieces import Pieces, pieces
 from robustfast.evaluation.tables import percent
-from robustfast.training.run_folder import Run
+from robustfast.training.run_folder import Run, RunFolder
 from robustfast.visualization.gamma_curves import gamma_curves
 
 __all__ = ["DETECTOR", "PART"]
@@ -32,6 +32,8 @@ DETECTOR = "md"
 """By which detection is measured."""
 ATTACK = "pgd-linf"
 """Of table 6: what the defence is measured against."""
+
+_ALONE = "--against names no other run of cdvae: train some with other --objective.gamma, and name them there"
 
 _CURVES = {
     "classification": "classification: accuracy of D on R(x)",
@@ -93,9 +95,7 @@ def _members(context: PartContext) -> list[_Member]:
     runs = {context.path: (context.path.name, context.run)}
     runs |= {path: named for path, named in others.items() if named[1].config.method == "cdvae"}
     if len(runs) < 2:
-        raise UserError(
-            "--against names no other run of cdvae: train some with other --objective.gamma, and name them there"
-        )
+        raise UserError(_ALONE)
     members: dict[float, _Member] = {}
     for path, (label, run) in runs.items():
         if run.config.dataset != context.run.config.dataset:
@@ -201,7 +201,18 @@ def _unfit(run: Run) -> str | None:
     return no_generator(run)
 
 
-PART = Part(
+class _Sweep(Part):
+    """The part, which is left out where the runs beside this one are classifiers of its parts alone."""
+
+    def obstacle(self, run: Run, request: Request) -> str | None:
+        reason = super().obstacle(run, request)
+        if reason is not None:
+            return reason
+        beside = (path for _, path in map(labelled, request.against) if path.resolve() != run.path.resolve())
+        return None if any(RunFolder.open(path).config.method == "cdvae" for path in beside) else _ALONE
+
+
+PART = _Sweep(
     "gamma",
     "classification, reconstruction, detection and defence over gamma (figure 4)",
     _make,

@@ -93,6 +93,11 @@ def test_mistakes_are_one_line(context_of: Context, cdvae_run: Path, x_run: Path
     assert "and so has cdvae; name one run for each gamma" in message(copy)
     context = context_of("cdvae")
     assert gamma.PART.obstacle(context.run, context.request).startswith("needs --against")
+    # Classifiers of the parts stand beside a run for other parts of the protocol, which must not end here.
+    context = context_of("cdvae", against=(f"d-hat={x_run}", str(cdvae_run)))
+    assert "names no other run of cdvae" in gamma.PART.obstacle(context.run, context.request)
+    context = context_of("cdvae", against=(str(x_run), str(strong_run)))
+    assert gamma.PART.obstacle(context.run, context.request) is None
     other = context_of("x", against=(str(strong_run),))
     assert "no weight gamma" in gamma.PART.obstacle(other.run, other.request)
 
