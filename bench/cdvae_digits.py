@@ -6,7 +6,9 @@ Trains FAMILY-cdvae, a classifier D_G of its G(x) and the undefended D-hat of x,
 - the accuracy of D on R(x);
 - whether detectors tell attacked images better by R(x) and D than by x and D-hat, each attacked through its own
   classifier;
-- the accuracy of D_G on G(x'), x' made for D-hat, beside that of D-hat.
+- the accuracy of D_G on G(x'), x' made for D-hat, beside that of D-hat;
+- detection once more, beside noise as long as the attack's change, where the paper's is shorter: nothing is expected
+  of it.
 
 Writes one JSON a seed beside the other runs'. Runs that are in --work already are not trained again.
 
@@ -100,7 +102,9 @@ def evaluated(
     by_d = evaluate_parts(path, "cdvae", (reconstruction.PART, norms.PART), request)["parts"]
     beside = replace(request, source=str(runs["cdvae-x"][0].path))
     # Without the classifier of G(x), which detection has no use for.
-    by_d_hat = dict(evaluate_parts(path, "cdvae", (norms.PART, detection.PART), beside)["parts"])
+    named = replace(beside, parts=("norms", "detection", "detection-equal-noise"))
+    parts = (norms.PART, detection.PART, detection.EQUAL_NOISE)
+    by_d_hat = dict(evaluate_parts(path, "cdvae", parts, named)["parts"])
     judged = replace(beside, against=(str(runs["cdvae-g"][0].path),))
     document = evaluate_parts(path, "cdvae", (grey_box.PART,), judged)
     by_d_hat |= {"grey-box": document["parts"]["grey-box"]}
@@ -109,6 +113,7 @@ def evaluated(
         "norms": {"D": by_d["norms"]["numbers"], "D-hat": by_d_hat["norms"]["numbers"]},
         "grey-box": by_d_hat["grey-box"]["numbers"],
         "detection": by_d_hat["detection"]["numbers"],
+        "detection-equal-noise": by_d_hat["detection-equal-noise"]["numbers"],
     }
     return numbers, {key: value for key, value in document.items() if key != "parts"}
 
