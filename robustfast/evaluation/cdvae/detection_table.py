@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
@@ -74,8 +75,23 @@ def _detection(found: Numbers, means: Numbers, title: str) -> Table:
             table.add_row(f"{_DETECTORS[name]}{_PARTS[part]}", *map(_cell, cells), _cell(mean))
             reasons.update(dict.fromkeys(cell["reason"] for cell in cells if "reason" in cell))
     if reasons:
-        table.caption = "; ".join(f"-: {reason}" for reason in reasons)
+        table.caption = "\n".join(f"-: {line}" for line in _distinct(reasons))
+        table.caption_justify = "left"
     return table
+
+
+def _distinct(reasons: Iterable[str]) -> list[str]:
+    """The same reason for several attacks or counts of images as one line: "3 to 60 images ..."."""
+    counts: dict[str, list[int]] = {}
+    for reason in reasons:
+        own = re.sub(rf"^({'|'.join(_ATTACKS)}): ", "", reason)
+        number, text = re.match(r"(\d*)(.*)", own, re.DOTALL).groups()  # type: ignore[union-attr]
+        counts.setdefault(text, []).extend([int(number)] if number else [])
+    lines = []
+    for text, found in counts.items():
+        low, high = (min(found), max(found)) if found else ("", "")
+        lines.append(f"{low}{text}" if low == high else f"{low} to {high}{text}")
+    return lines
 
 
 def _cell(numbers: Numbers) -> str:

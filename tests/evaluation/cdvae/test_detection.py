@@ -301,6 +301,24 @@ def test_few_images_make_a_table_without_numbers(x_and_r: Any, monkeypatch: pyte
     assert len(detection_tables(numbers, "run")) == 3
 
 
+def test_a_reason_is_one_line_however_many_cells_it_explains() -> None:
+    def cells(**reasons: str) -> dict[str, Any]:
+        return {
+            attack: {"md": {"r": {"auroc": None, "reason": reason}}} for attack, reason in reasons.items()
+        }
+
+    numbers = {
+        "samples": {},
+        "known": cells(**{"fgsm": "7 images: few", "bim": "no image was kept", "pgd-l2": "12 images: few"}),
+        "unseen": cells(**{"bim": "no image was kept", "pgd-l2": "fgsm: 7 images: few"}),
+        "unseen_from": "fgsm",
+        **{key: {"md": {"r": {"auroc": None}}} for key in ("mean", "unseen_mean")},
+    }
+    _, known, unseen = detection_tables(numbers, "run")
+    assert known.caption == "-: 7 to 12 images: few\n-: no image was kept"
+    assert unseen.caption == "-: no image was kept\n-: 7 images: few"
+
+
 def test_equal_noise_is_made_where_it_is_named_alone(context_of: Context) -> None:
     context = context_of("cdvae")
     reason = detection.EQUAL_NOISE.obstacle(context.run, context.request)
