@@ -18,6 +18,7 @@ from rich.table import Table
 
 from robustfast.command_line import main_wrapper, parse
 from robustfast.data import load
+from robustfast.evaluation.comparison import Comparison
 from robustfast.evaluation.cost import passes_left, seconds_per_pass
 from robustfast.evaluation.papers import ITEMS, PAPERS
 from robustfast.evaluation.reduced_data import REDUCIBLE, reduced_data
@@ -31,7 +32,7 @@ from robustfast.training.checkpoint import write_durably
 from robustfast.training.fit import data_folder, fit, resume
 from robustfast.training.run_folder import resolve_device
 
-__all__ = ["main"]
+__all__ = ["main", "that_fit"]
 
 PROG = "python -m robustfast.reproduce"
 
@@ -237,9 +238,25 @@ def _report(
     _write(written[0], json.dumps(values, indent=2, allow_nan=False) + "\n")
     written += result.figures
     console.print()
-    if result.comparison is not None:
-        console.print(comparison_table(result.comparison, made.note))
+    for table in that_fit(result.comparison, made.note, console) if result.comparison is not None else ():
+        console.print(table)
     console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
+
+
+def that_fit(comparison: Comparison, note: str, console: Console) -> list[Table]:
+    """The comparison as one table, or as several of fewer columns where the screen is too narrow; the last has the
+    note."""
+    unbounded = console.options.update(width=10_000)
+    # Names of rows may be wrapped, numbers and headings may not.
+    labels = {row: max(comparison.label(row).split(), key=len) for row in comparison.rows}
+    parts, first = [], 0
+    for last in range(2, len(comparison.columns) + 1):
+        wider = comparison_table(replace(comparison.of_columns(first, last), labels=labels))
+        if last - first > 1 and console.measure(wider, options=unbounded).maximum > console.width:
+            parts.append(comparison.of_columns(first, last - 1))
+            first = last - 1
+    parts.append(comparison.of_columns(first, len(comparison.columns)))
+    return [comparison_table(part, note if part is parts[-1] else "") for part in parts]
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,14 +8,15 @@ import time
 
 import pytest
 import torch
+from rich.console import Console
 
 from robustfast.command_line import main_wrapper
 from robustfast.data import Dataset
-from robustfast.evaluation.comparison import Column
+from robustfast.evaluation.comparison import Cell, Column, Comparison
 from robustfast.evaluation.papers import ITEMS
 from robustfast.evaluation.papers.part_tables import Lead, PartTable, Row
 from robustfast.evaluation.reduced_data import FORMATS
-from robustfast.reproduce import main
+from robustfast.reproduce import main, that_fit
 from robustfast.training.engine import Engine
 from robustfast.training.run_folder import load_run
 
@@ -283,3 +284,20 @@ def test_rows_are_trained_from_others_and_kept(of_starts, tmp_path, capsys):
     assert (code, err) == (0, "")
     assert "epoch 1/1" not in printed
     assert json.loads((folder / "cdvae-starts.json").read_text()) == values
+
+
+def test_a_table_wider_than_the_screen_is_several(capsys):
+    item = ITEMS["cdvae-digits"]
+    cells = tuple(Cell(ours=number / 100, paper=None) for number in range(len(item.columns)))
+    wide = Comparison("Title", item.columns, {"cdvae": cells}, {"cdvae": "CD-VAE"})
+    console = Console(width=80)
+    tables = that_fit(wide, "a note", console)
+    for table in tables:
+        console.print(table)
+    lines = capsys.readouterr().out.splitlines()
+    values = " ".join(line for line in lines if "ours" in line)
+    assert all(f"{number}.00" in values or f"{number / 100:.3f}" in values for number in range(len(cells)))
+    assert not any("…" in line for line in lines)
+    assert [line.strip() for line in lines].count("a note") == 1
+    assert len(tables) == 2
+    assert len(that_fit(wide, "a note", Console(width=200))) == 1

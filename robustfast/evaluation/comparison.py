@@ -76,6 +76,11 @@ class Comparison:
         """The table cut down to one row, or to some."""
         return replace(self, rows={method: self.rows[method] for method in methods})
 
+    def of_columns(self, first: int, last: int) -> Comparison:
+        """The table cut down to its columns from `first` to before `last`."""
+        rows = {method: cells[first:last] for method, cells in self.rows.items()}
+        return replace(self, columns=self.columns[first:last], rows=rows)
+
     def as_json(self) -> dict[str, Any]:
         """The table as plain values (percent as fractions), rows by method and cells by column key."""
         return {
