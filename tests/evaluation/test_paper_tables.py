@@ -15,6 +15,7 @@ from robustfast.evaluation.protocols import PROTOCOLS
 from robustfast.evaluation.reproducible import SCALES
 from robustfast.evaluation.reproduction import plan
 from robustfast.evaluation.tables import comparison_markdown
+from robustfast.training.config import differences
 from robustfast.training.presets import PRESETS
 
 OF_PARTS = {name: item for name, item in ITEMS.items() if isinstance(item, PartTable)}
@@ -292,6 +293,15 @@ def test_smoke_scale_keeps_the_images_and_steps_of_a_table(tmp_path):
     # Not the batches of a backbone of which the scale would keep a few images.
     assert all(128 <= run.config.batch_size <= 256 for run in made.runs)
     assert plan("cdvae-table4", "paper", tmp_path, data_dir=tmp_path).evaluation.steps is None
+
+
+def test_tables_of_a_paper_that_share_a_run_train_it_alike(tmp_path):
+    """A run of other batches would be refused in one folder for all tables."""
+    runs = {}
+    for name in PAPERS["cdvae"].items:
+        for run in plan(name, "smoke", tmp_path, data_dir=tmp_path).runs:
+            assert differences(run.config, runs.setdefault(run.path, run.config)) == [], name
+    assert len(runs) > 30
 
 
 def test_weights_of_the_fid_go_to_the_parts_that_take_them(tmp_path):
