@@ -183,7 +183,7 @@ def _defences(member: _Member, kept: Pieces, source: Callable[[Tensor], Tensor])
 def _table(numbers: Mapping[str, Any], title: str) -> Table:
     head = {"d_g": "D_G(G(x'))", "d_hat": "D-hat(G(x'))"}[numbers["defence_by"]]
     table = Table(title=f"{title}: over gamma (percent)", box=box.SIMPLE_HEAD)
-    table.add_column("run", no_wrap=True)
+    table.add_column("run", overflow="fold")
     for heading in ("gamma", "D(R(x))", "reconstruction", "detection", head):
         table.add_column(heading, justify="right")
     for number, label in enumerate(numbers["run"]):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 
 from robustfast.evaluation.attack_names import parse
@@ -102,7 +103,14 @@ def unseen_mean(numbers: Mapping[str, float], seen: tuple[str, ...]) -> float:
 def _make(context: PartContext) -> PartResult:
     seen = seen_columns(context.run)
     numbers: dict[str, Any] = {"seen": list(seen)}
-    table = Table(title=f"{context.path.name}: white-box attacks, {context.images} images (percent)")
+    # Tight, so that nine columns fit into the 80 characters of a plain terminal or log.
+    table = Table(
+        title=f"{context.path.name}: white-box attacks, {context.images} images (percent)",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+    )
     table.add_column("code")
     shown = ("clean", "unseen_mean", *ATTACKS)
     for column in shown:

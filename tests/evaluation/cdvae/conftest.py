@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from robustfast.data import load
 from robustfast.evaluation.parts import PartContext, Request
@@ -64,3 +67,16 @@ def context_of(runs: Callable[[str], Path]) -> Callable[..., PartContext]:
         )
 
     return build
+
+
+@pytest.fixture
+def printed() -> Callable[[Table], str]:
+    """printed(table) -> it on 80 columns, as wide as a console is behind a pipe; nothing may be cut off there."""
+
+    def text(table: Table) -> str:
+        file = io.StringIO()
+        Console(file=file, width=80).print(table)
+        assert "…" not in file.getvalue(), file.getvalue()
+        return file.getvalue()
+
+    return text

@@ -10,7 +10,7 @@ from robustfast.evaluation.cdvae.classifiers import classifiers
 from robustfast.evaluation.cdvae.cross import PART
 
 
-def test_rows_are_trained_on_and_columns_tested_on(context_of, runs) -> None:
+def test_rows_are_trained_on_and_columns_tested_on(context_of, runs, printed) -> None:
     context = context_of("cdvae", images=60, batch_size=25, source=str(runs("x")), against=(str(runs("g")),))
     result = PART.make(context)
     numbers = result.numbers
@@ -28,6 +28,7 @@ def test_rows_are_trained_on_and_columns_tested_on(context_of, runs) -> None:
     for own in "xrg":
         assert numbers[own][own]["top1"] == max(cell["top1"] for cell in numbers[own].values())
     assert result.tables[0].caption is None
+    printed(*result.tables)
 
 
 def test_rows_that_are_not_there_are_said(context_of, runs) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from robustfast.evaluation.cdvae import detection, detection_samples, detection_scores
@@ -262,7 +262,9 @@ def test_a_detector_that_cannot_be_fitted_says_why(x_and_r: Any, monkeypatch: py
 # From end to end.
 
 
-def test_the_tables_of_a_run(x_and_r: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_of_a_run(
+    x_and_r: Any, monkeypatch: pytest.MonkeyPatch, printed: Callable[[Table], str]
+) -> None:
     """Of two attacks, on x and x - G(x): numbers, tables, and nothing left behind."""
     monkeypatch.setattr(detection, "ATTACKS", ("fgsm", "pgd-linf"))
     monkeypatch.setattr(detection_scores, "MAGNITUDES", (0.0, 0.001))
@@ -281,10 +283,7 @@ def test_the_tables_of_a_run(x_and_r: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert numbers["known"]["fgsm"]["lid"]["r"]["setting"] in range(10, 100, 10)
     assert numbers["samples"]["fgsm"]["r"]["noise"] == 0.0625
     assert numbers["noise"] == "fixed"
-    console = Console(record=True, width=120)
-    for table in result.tables:
-        console.print(table)
-    text = console.export_text()
+    text = "".join(map(printed, result.tables))
     assert "KD (R)" in text
     assert "unseen attacks" in text
     assert not (context.folder / "cdvae-detection.partial").exists()
@@ -298,7 +297,7 @@ def test_few_images_make_a_table_without_numbers(x_and_r: Any, monkeypatch: pyte
     assert found["auroc"] is None
     assert "images with a pool of 0.1: expected 5 or more" in found["reason"]
     assert numbers["mean"]["md"]["r"]["auroc"] is None
-    assert len(detection_tables(numbers, "run")) == 3
+    assert len(detection_tables(numbers, "run")) == 5
 
 
 def test_a_reason_is_one_line_however_many_cells_it_explains() -> None:
@@ -314,9 +313,35 @@ def test_a_reason_is_one_line_however_many_cells_it_explains() -> None:
         "unseen_from": "fgsm",
         **{key: {"md": {"r": {"auroc": None}}} for key in ("mean", "unseen_mean")},
     }
-    _, known, unseen = detection_tables(numbers, "run")
+    _, tnr, known, _, unseen = detection_tables(numbers, "run")
+    assert tnr.caption is None
     assert known.caption == "-: 7 to 12 images: few\n-: no image was kept"
     assert unseen.caption == "-: no image was kept\n-: 7 images: few"
+
+
+def test_tables_fit_into_80_columns(printed: Callable[[Table], str]) -> None:
+    """Of all attacks and parts, with the widest numbers: what is piped has no more columns."""
+    attacks = ("fgsm", "bim", "cw", "pgd-linf", "pgd-l2")
+    best = {name: {part: {"tnr": 1.0, "auroc": 0.99994} for part in "xgr"} for name in ("kd", "lid", "md")}
+    own = {"clean": 1.0, "noisy": 1.0, "attacked": 1.0, "kept": 50000}
+    own |= {"noise": 0.0625, "noise_l2": 123.456, "attack_l2": 123.456}
+    numbers = {
+        "samples": {attack: dict.fromkeys("xgr", own) for attack in attacks},
+        **{key: dict.fromkeys(attacks, best) for key in ("known", "unseen")},
+        "mean": best,
+        "unseen_mean": best,
+        "unseen_from": "fgsm",
+    }
+    _, *pairs = tables = detection_tables(numbers, "a-run-with-a-long-name")
+    texts = [printed(table) for table in tables]
+    for word in ("attacked", "kept", "attack's l2", "50000", "123.456", "0.0625"):
+        assert word in texts[0]
+    for table, text, title, number in zip(
+        pairs, texts[1:], ("TNR", "AUROC") * 2, ("100.00", "99.99") * 2, strict=True
+    ):
+        assert title in str(table.title)
+        assert text.count(number) == 9 * 6
+        assert "PGD linf" in text
 
 
 def test_equal_noise_is_made_where_it_is_named_alone(context_of: Context) -> None:

@@ -38,12 +38,13 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cheap")
 def test_each_run_is_measured_as_it_is_alone(
-    context_of: Context, strong_run: Path, x_run: Path, g_run: Path
+    context_of: Context, strong_run: Path, x_run: Path, g_run: Path, printed
 ) -> None:
     context = context_of(
         "cdvae", images=250, steps=2, source=str(x_run), against=(f"strong={strong_run}", str(g_run))
     )
     result = gamma.PART.make(context)
+    printed(*result.tables)
     numbers = result.numbers
     assert numbers["gamma"] == [PRESETS["digits-cdvae"].objective.gamma, 50.0]
     assert numbers["run"] == ["cdvae", "strong"]
@@ -76,6 +77,13 @@ def test_without_a_plain_classifier_there_is_no_defence(context_of: Context, str
     assert numbers["defence"] == [None, None]
     # So few images fit no detector.
     assert numbers["detection"] == [None, None]
+
+
+def test_a_long_name_of_a_run_is_not_cut_off(printed) -> None:
+    names = ("classification", "reconstruction", "detection", "defence")
+    numbers = {"run": ["digits-cdvae-of-gamma-0.1"], "gamma": [0.1], "defence_by": "d_hat"}
+    text = printed(gamma._table(numbers | {name: [1.0] for name in names}, "run"))
+    assert text.count("100.00") == 4
 
 
 def test_mistakes_are_one_line(context_of: Context, cdvae_run: Path, x_run: Path, strong_run: Path) -> None:

@@ -71,7 +71,7 @@ def accuracies(judge: Callable[[Tensor], Tensor], images: dict[str, Tensor], y: 
 
 
 def test_the_part_says_what_direct_calls_say(
-    context: Callable[..., PartContext], runs: Callable[[str], Path]
+    context: Callable[..., PartContext], runs: Callable[[str], Path], printed
 ) -> None:
     here = context("cdvae", against=(str(runs("g")),))
     result = PART.make(here)
@@ -101,6 +101,7 @@ def test_the_part_says_what_direct_calls_say(
     }
     assert [found["kappa"] for name, found in described.items() if name.startswith("cw")] == [10, 10]
     (table,) = result.tables
+    printed(*result.tables)
     assert [next(table.columns[0].cells), table.row_count] == ["undefended", 3]
 
 

@@ -26,9 +26,11 @@ def test_norms_by_hand() -> None:
 
 
 @pytest.mark.parametrize("source", [False, True])
-def test_the_numbers_are_those_of_direct_calls(context_of, runs, source: bool) -> None:
+def test_the_numbers_are_those_of_direct_calls(context_of, runs, source: bool, printed) -> None:
     context = context_of("cdvae", images=40, batch_size=16, source=str(runs("x")) if source else None)
-    numbers = PART.make(context).numbers
+    result = PART.make(context)
+    printed(*result.tables)
+    numbers = result.numbers
     model = context.run.model
     target = context.source() if source else model.way("n")
     whole = replace(context, request=replace(context.request, batch_size=40))

@@ -81,7 +81,7 @@ def test_the_numbers_are_those_of_a_direct_computation(context_of) -> None:
     assert "--inception-weights" in table.caption
 
 
-def test_weights_make_it_the_fid(context_of, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_make_it_the_fid(context_of, monkeypatch: pytest.MonkeyPatch, printed) -> None:
     seen = []
 
     class Small(nn.Module):
@@ -99,6 +99,7 @@ def test_weights_make_it_the_fid(context_of, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(similarity, "load_inception", lambda file, device: asked.append(file) or Small())
     context = context_of("cdvae", images=10, steps=1, inception_weights=Path("weights.pth"))
     result = PART.make(context)
+    printed(*result.tables)
     assert asked == [Path("weights.pth")]
     assert result.numbers["features"] == "inception-v3 pool"
     assert result.tables[0].columns[2].header == "FID"

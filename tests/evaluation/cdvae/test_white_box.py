@@ -75,7 +75,7 @@ def test_the_unseen_mean_leaves_out_the_norm_of_the_training_and_is_the_papers(
 
 
 @pytest.mark.usefixtures("cheap")
-def test_both_halves_are_those_of_direct_calls(context_of: Context, adv_run: Path) -> None:
+def test_both_halves_are_those_of_direct_calls(context_of: Context, adv_run: Path, printed) -> None:
     context = context_of("adv", images=12, steps=2)
     result = white_box.PART.make(context)
     numbers = result.numbers
@@ -108,9 +108,20 @@ def test_both_halves_are_those_of_direct_calls(context_of: Context, adv_run: Pat
         sum(mean[column] for column in ("aa-l2", "jpeg", "recolor", "stadv")) / 4
     )
     assert len(result.tables[0].rows) == 2
+    printed(*result.tables)
 
 
 @pytest.mark.usefixtures("cheap")
+def test_the_widest_numbers_fit_into_80_columns(
+    context_of: Context, adv_run: Path, monkeypatch: pytest.MonkeyPatch, printed
+) -> None:
+    best = dict.fromkeys(("clean", *white_box.ATTACKS), 1.0) | {"warnings": []}
+    monkeypatch.setattr(white_box, "half", lambda *context, sampled: dict(best))
+    text = printed(*white_box.PART.make(context_of("adv", images=8)).tables)
+    assert text.count("100.00") == 2 * 8
+    assert "drawn, EOT" in text
+
+
 def test_the_draws_are_the_same_each_time_and_from_nowhere_else(
     context_of: Context, adv_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
