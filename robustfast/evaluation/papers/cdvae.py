@@ -44,6 +44,8 @@ SMOKE_COSTS: Mapping[str, float] = {
     "norms": 7,
     "similarity": 7,
     "latent": 7,
+    "detection": 2 * (5 + 5 * (2 * 2 + 3 * (2 + 3 * 7))),
+    "gamma": 6 * (2 + 4 + 3 * 23 + 7),
     "grey-box": 2 * 5 * 5,
     # The targeted attacks of AutoAttack take nine classes.
     "white-box": 2 * 100 + 4 * 5 + 20 * (2 * 2 * 5 + 4 * 5),
@@ -60,8 +62,9 @@ _DATA = {_CIFAR: "CIFAR-10", _IMAGENET: "restricted ImageNet", "digits": "digits
 # Of tables of many runs and attacks: HGD's denoiser of CIFAR-10 has 1 GFLOP a pass. The training images are as many as
 # those of the other tables, so that the batches are the same and a run is trained once for all of them.
 _FEWER = {_CIFAR: (256, 4), _IMAGENET: (256, 16), **dict.fromkeys(_SMALL, (256, 24))}
-# Of six runs. Of 203 classes next to no image is classified right, and detectors have nothing to look at.
-_OF_SWEEP = {_CIFAR: (256, 96), _IMAGENET: (256, 16)}
+# Of 203 classes next to no image is classified right, and detectors have nothing to look at. A sweep has six runs.
+_DETECTED = {_CIFAR: SMOKE_IMAGES, _IMAGENET: (256, 64)}
+_OF_SWEEP = {_CIFAR: (256, 48), _IMAGENET: (256, 16)}
 
 # Class loss by use: the best trade-off, and what defends best, which differs from one data set to the other.
 _DEFENCE_GAMMA = {_CIFAR: 2e-3, _IMAGENET: 2e-1}
@@ -312,6 +315,7 @@ def _detection(number: int, data: str) -> PartTable:
         f"Table {number}: adversarial images detected on x and on R(x), {_DATA[data]}",
         rows,
         columns=_DETECTION,
+        smoke_images=_DETECTED[data],
         source="plain",
     )
 
