@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -127,8 +125,11 @@ def _read(file: Path, name: str) -> dict[str, Any]:
         else:
             # The format of torch before 1.6, in which older published weights still come; it has no checksums.
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+    except UserError:
+        raise
+    # Of bytes that are no such file, torch's reader of the old format raises whatever they lead it to.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"--start {name}={file}: not a readable file of weights ({reason})") from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UserError(

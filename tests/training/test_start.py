@@ -187,6 +187,8 @@ def test_every_mistake_is_one_line_and_leaves_nothing(
     name = next(iter(weights))
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pth").write_text("weights")
+    (tmp_path / "line.pth").write_text("these are no weights at all\n" * 9)
+    (tmp_path / "nothing.pth").write_bytes(b"")
     (tmp_path / "text.safetensors").write_text("weights")
     (tmp_path / "cut.pth").write_bytes(file("whole.pth", weights).read_bytes()[:999])
     mistakes = {
@@ -205,6 +207,8 @@ def test_every_mistake_is_one_line_and_leaves_nothing(
         f"classifier_r.encoder={file('list.pth', [1, 2])}": "it holds no state dict, but list",
         f"classifier_r.encoder={file('code.pth', {'a': Path})}": "it holds more than tensors",
         f"classifier_r.encoder={tmp_path / 'text.pth'}": "not a readable file of weights",
+        f"classifier_r.encoder={tmp_path / 'line.pth'}": "not a readable file of weights",
+        f"classifier_r.encoder={tmp_path / 'nothing.pth'}": "not a readable file of weights",
         f"classifier_r.encoder={tmp_path / 'cut.pth'}": "not a readable file of weights",
         f"classifier_r.encoder={tmp_path / 'text.safetensors'}": "not a readable file of weights",
     }
