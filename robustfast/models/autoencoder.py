@@ -28,7 +28,7 @@ class Autoencoder(nn.Module):
     """Normalised images [B, C, H, W] to `Coded`, in ``forward(x, *, seed=None, index=None)``.
 
     With a seed and the samples' numbers index, int64 [B], the code is drawn, each sample's by (seed, number); without
-    them it is the mean of the posterior, in train mode too.
+    them it is the mean of the posterior, in train mode too. One without the other is a ValueError.
 
     Attributes:
         sample_at_test: draw the code also where no seed is given, from torch's global generator. That is what the
@@ -40,3 +40,17 @@ class Autoencoder(nn.Module):
 
     def forward(self, x: Tensor, *, seed: int | None = None, index: Tensor | None = None) -> Coded:
         raise NotImplementedError
+
+    @staticmethod
+    def drawn(seed: int | None, index: Tensor | None) -> bool:
+        """Whether the code is drawn by seed and index.
+
+        Raises:
+            ValueError: one without the other.
+        """
+        if (seed is None) != (index is None):
+            given, lacking = ("seed", "index") if index is None else ("index", "seed")
+            raise ValueError(
+                f"{given} without {lacking}: expected both, which draw the code, or neither, for its mean"
+            )
+        return seed is not None

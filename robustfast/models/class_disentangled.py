@@ -98,6 +98,7 @@ class ClassDisentangled(Network):
     ) -> None:
         super().__init__()
         check_letters("readings", readings, "".join(PARTS))
+        self.in_channels = in_channels
         kind = lookup("auto-encoder", AUTOENCODERS, autoencoder)
         self.readings = readings  # type: ignore[misc]
         self.normalisation = Normalisation(kind.mean, kind.std)
@@ -139,11 +140,16 @@ class ClassDisentangled(Network):
                 `Autoencoder.sample_at_test`).
 
         Raises:
-            ValueError: the network has no G.
+            ValueError: the network has no G, x are not floating [B, C, H, W] of its channels, or one of seed and index
+                comes alone.
         """
         if self.generator is None:
             raise ValueError(
                 f"a network of the ways {self.readings} alone has no auto-encoder to split images"
+            )
+        if x.dim() != 4 or x.shape[1] != self.in_channels or not x.is_floating_point():
+            raise ValueError(
+                f"images {tuple(x.shape)} of {x.dtype}: expected floating [B, {self.in_channels}, H, W] in [0, 1]"
             )
         whole = self.normalisation(x)
         coded = self.generator(whole, seed=seed, index=index)

@@ -44,7 +44,7 @@ class ResidualVAE(Autoencoder):
         end_norm: a batch norm behind the last block of the encoder too, which theirs has not.
 
     Raises:
-        ValueError: from `forward`, for images of another size.
+        ValueError: from `forward`, for images of another size, or a seed without an index.
     """
 
     def __init__(
@@ -96,8 +96,9 @@ class ResidualVAE(Autoencoder):
         return self.decoder(self.grow(z).unflatten(1, self.shape))
 
     def forward(self, x: Tensor, *, seed: int | None = None, index: Tensor | None = None) -> Coded:
+        drawn = self.drawn(seed, index)
         mean, log_variance = self.posterior(x)
-        if seed is not None and index is not None:
+        if drawn:
             z, divergence = reparameterise(mean, log_variance, seed=seed, index=index)
         else:
             z, divergence = mean, kl_divergence(mean, log_variance)

@@ -130,6 +130,7 @@ class VQVAE(Autoencoder):
         return self.encoder(F.pad(x, (0, -x.shape[-1] % 4, 0, -x.shape[-2] % 4)))
 
     def forward(self, x: Tensor, *, seed: int | None = None, index: Tensor | None = None) -> Coded:
+        self.drawn(seed, index)
         codes, codebook, commitment = self.codebook(self.encode(x))
         image = self.decoder(codes)[..., : x.shape[-2], : x.shape[-1]]
         return Coded(image, codes.flatten(1), codebook + self.commitment * commitment)

@@ -11,6 +11,7 @@ from robustfast.errors import UserError
 from robustfast.models import ClassDisentangled, network
 from robustfast.models.autoencoders import AUTOENCODERS
 from robustfast.models.class_disentangled import PARTS, Normalisation
+from robustfast.models.vq_vae import VQVAE
 from robustfast.training.compiled import compile_encoders
 
 WAYS = ("s", "r", "n", "rn")
@@ -140,6 +141,20 @@ def test_the_code_is_drawn_where_seed_and_index_are_given(x: Tensor) -> None:
     alone = model.split(x[1:3], seed=3, index=index[1:3])
     torch.testing.assert_close(alone.g, drawn.g[1:3])
     assert torch.equal(model.split(x, seed=3, index=index).g, drawn.g)
+
+
+def test_a_seed_or_an_index_alone_draws_nothing(x: Tensor) -> None:
+    for model in (digits().split, digits().generator, VQVAE(in_channels=1).eval()):
+        with pytest.raises(ValueError, match="seed without index: expected both"):
+            model(x, seed=3)
+        with pytest.raises(ValueError, match="index without seed: expected both"):
+            model(x, index=torch.arange(4))
+
+
+def test_images_of_another_kind_are_not_split(x: Tensor) -> None:
+    for images in ((255 * x).to(torch.uint8), x.expand(4, 3, 8, 8), x[0]):
+        with pytest.raises(ValueError, match=r"expected floating \[B, 1, H, W\] in \[0, 1\]"):
+            digits().split(images)
 
 
 def test_sampling_at_test_makes_the_attacked_network_random(x: Tensor) -> None:
