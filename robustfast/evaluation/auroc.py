@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["auroc"]
+__all__ = ["auroc", "check_scores"]
 
 
 def auroc(clean: Tensor, adversarial: Tensor) -> float:
@@ -16,12 +16,9 @@ def auroc(clean: Tensor, adversarial: Tensor) -> float:
         adversarial: scores [M].
 
     Raises:
-        ValueError: no clean or no adversarial image.
+        ValueError: scores of another shape, or no clean or no adversarial image.
     """
-    if not len(clean) or not len(adversarial):
-        raise ValueError(
-            f"{len(clean)} clean and {len(adversarial)} adversarial images: expected some of each"
-        )
+    check_scores(clean, adversarial)
     ordered = clean.double().sort().values
     scores = adversarial.double()
     below = torch.searchsorted(ordered, scores, right=False)
@@ -29,3 +26,21 @@ def auroc(clean: Tensor, adversarial: Tensor) -> float:
     # Of each adversarial image the clean ones above it, and half of those level with it.
     above = len(ordered) - (below + up_to).double() / 2
     return (above.mean() / len(ordered)).item()
+
+
+def check_scores(clean: Tensor, adversarial: Tensor) -> None:
+    """Refuse what is not one score for each of some clean and some adversarial images.
+
+    Raises:
+        ValueError: as of `auroc`.
+    """
+    for name, scores in (("clean", clean), ("adversarial", adversarial)):
+        if scores.dim() != 1:
+            raise ValueError(
+                f"{name} scores of shape {tuple(scores.shape)}: expected [N], one for each image; of scores by layer, "
+                "pick a column such as scores[:, -1]"
+            )
+    if not len(clean) or not len(adversarial):
+        raise ValueError(
+            f"{len(clean)} clean and {len(adversarial)} adversarial images: expected some of each"
+        )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_curve
 from torch import Tensor
 
-from robustfast.evaluation.auroc import auroc
+from robustfast.evaluation.auroc import auroc, check_scores
 
 __all__ = ["aupr", "auroc", "detection_accuracy", "metrics", "tnr_at_tpr"]
 
@@ -28,7 +28,8 @@ def tnr_at_tpr(clean: Tensor, adversarial: Tensor, tpr: float = 0.95) -> float:
         tpr: in (0, 1].
 
     Raises:
-        ValueError: no clean or no adversarial image, a score that is not finite, or `tpr` outside (0, 1].
+        ValueError: scores that are not 1-D, no clean or no adversarial image, a score that is not finite, or `tpr`
+            outside (0, 1].
     """
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr {tpr}: expected above 0 and at most 1")
@@ -95,10 +96,7 @@ def _roc(clean: Tensor, adversarial: Tensor) -> tuple[NDArray[np.float64], NDArr
 
 
 def _labelled(clean: Tensor, adversarial: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    if not len(clean) or not len(adversarial):
-        raise ValueError(
-            f"{len(clean)} clean and {len(adversarial)} adversarial images: expected some of each"
-        )
+    check_scores(clean, adversarial)
     scores = np.concatenate([part.detach().double().cpu().numpy() for part in (clean, adversarial)])
     if not np.isfinite(scores).all():
         raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
@@ -77,3 +80,11 @@ def test_what_cannot_be_judged() -> None:
         tnr_at_tpr(some, some, tpr=0)
     with pytest.raises(ValueError, match="positive 'noisy'"):
         aupr(some, some, positive="noisy")
+
+
+@pytest.mark.parametrize("of", [tnr_at_tpr, auroc, detection_accuracy, aupr, metrics])
+def test_scores_of_several_layers_are_not_pooled(of: Callable[..., Any]) -> None:
+    wide, plain = torch.rand(5, 2), torch.rand(5)
+    for clean, adversarial in ((wide, wide), (plain, wide), (wide[0, 0], plain)):
+        with pytest.raises(ValueError, match=r"expected \[N\], one for each image; .* pick a column"):
+            of(clean, adversarial)
