@@ -41,7 +41,7 @@ class Detector:
         layers: the names; those found, once fitted.
 
     Raises:
-        UserError: `batch_size` or `chunk_bytes` below 1.
+        UserError: `batch_size` or `chunk_bytes` no whole number or below 1, or layers that are no names.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Detector:
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("chunk_bytes", chunk_bytes)):
-            if value < 1:
-                raise UserError(f"{name} {value}: expected 1 or more")
-        self.layers = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} {value}: expected a whole number, 1 or more")
+        self.layers = _names(layers)
         self.input, self.batch_size, self.chunk_bytes = input, batch_size, chunk_bytes
         self._named = self.layers
         self._reader: Reader | None = None
@@ -161,6 +161,14 @@ class Detector:
         raise NotImplementedError
 
 
+def _names(layers: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if layers is None or isinstance(layers, str):
+        return layers if layers is None else (layers,)
+    if not isinstance(layers, Sequence) or not all(isinstance(name, str) for name in layers):
+        raise UserError(f"layers {layers!r}: expected a name of the model's named_modules, or several")
+    return tuple(layers)
+
+
 def check_classes(counts: Tensor, least: int = 1) -> None:
     """Refuse classes without samples.
 
@@ -183,8 +191,10 @@ def class_counts(y: Tensor, classes: int) -> Tensor:
     """Samples by class, int64 [C].
 
     Raises:
-        UserError: a label outside 0 .. C - 1.
+        UserError: labels that are no integers, or one outside 0 .. C - 1.
     """
+    if y.is_floating_point() or y.is_complex() or y.dim() != 1:
+        raise UserError(f"labels {tuple(y.shape)} of {y.dtype}: expected classes, int64 [B]")
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise UserError(
             f"labels from {int(y.min())} to {int(y.max())}: expected 0 to {classes - 1}, the classes of the model"

@@ -21,6 +21,8 @@ NEIGHBOURS = tuple(range(10, 100, 10))
 class LocalIntrinsicDimensionality(Detector):
     """-LID of each layer, the maximum-likelihood estimate from distances to clean activations (Ma et al. 2018).
 
+    It reads no labels: those of the loader that `fit` gets may be anything.
+
     Which clean images the distances are taken to:
 
     - ``score(x, reference=clean)``, the paper's protocol: `clean` are the images that `x` were made of (or x itself),

@@ -214,3 +214,25 @@ def test_a_layer_that_does_not_run_and_one_without_vectors() -> None:
         Reader(model, ["idle"], "x")(x)
     with pytest.raises(UserError, match=r"layer 'flat' gives a tensor \(8,\) of torch.float32: expected"):
         Reader(model, ["flat"], "x")(x)
+
+
+@pytest.mark.parametrize("kind", [KernelDensity, LocalIntrinsicDimensionality, Mahalanobis])
+def test_layers_are_names_and_images_of_a_batch_a_whole_number(kind: type) -> None:
+    for layers in (3, [3], ["0", 3]):
+        with pytest.raises(UserError, match=r"expected a name of the model's named_modules, or several"):
+            kind(layers)
+    with pytest.raises(UserError, match=r"batch_size 2\.5: expected a whole number, 1 or more"):
+        kind(batch_size=2.5)
+
+
+@pytest.mark.parametrize("kind", [KernelDensity, Mahalanobis])
+def test_labels_are_classes(kind: type) -> None:
+    x = torch.rand(6, 1, 8, 8)
+    for y in (torch.tensor([0.0, 1, 2, 0, 1, 2]), torch.eye(3).repeat(2, 1).long()):
+        with pytest.raises(UserError, match=r"labels .* expected classes, int64 \[B\]"):
+            kind("0").fit(small(), [(x, y)])
+
+
+def test_images_of_another_dtype_are_not_cast() -> None:
+    with pytest.raises(RuntimeError):
+        KernelDensity("0").fit(small(), [(torch.rand(6, 1, 8, 8).double(), torch.arange(6) % 3)])
