@@ -79,9 +79,10 @@ class Objective:
     ) -> None:
         self.main_ways = self.trained_ways(config)  # type: ignore[misc]
         if not isinstance(model, self.trains) or not set(self.main_ways) <= set(model.readings):
+            own = f" of ways {', '.join(model.readings)}" if isinstance(model, self.trains) else ""
             raise UserError(
                 f"{type(self).__name__} trains ways {', '.join(self.main_ways)} of a {self.trains.__name__}, got a "
-                f"{type(model).__name__}: give --network {' or '.join(self._networks(self.main_ways))}"
+                f"{type(model).__name__}{own}: give --network {' or '.join(self._networks(self.main_ways))}"
             )
         self.model = model
         self.config = config

@@ -293,5 +293,8 @@ def test_a_network_without_the_way_is_refused_with_the_names_of_those_that_have_
     model = ClassDisentangled(
         "digits_cnn", num_classes=10, in_channels=1, autoencoder="digits_vae", readings="r"
     )
-    with pytest.raises(UserError, match=r"trains ways n of a ClassDisentangled.*digits_vae_n.*digits_vae_rn"):
+    with pytest.raises(
+        UserError,
+        match=r"trains ways n of a ClassDisentangled, got a ClassDisentangled of ways r: .*digits_vae_n.*digits_vae_rn",
+    ):
         CDVAE(model, CDVAE.Config(), AttackConfig(), seed=0)
