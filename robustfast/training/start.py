@@ -66,16 +66,23 @@ def _taken_apart(entry: str) -> tuple[str | None, str]:
 def _namesakes(model: nn.Module, path: Path) -> list[str]:
     """Load all children of the run's model that fit one here, and tell their names."""
     theirs = _parts(load_run(path, device="cpu").model)
-    given = []
-    for name, child in _parts(model).items():
+    here, given = _parts(model), []
+    for name, child in here.items():
         if name in theirs and _fits(child, state := theirs[name].state_dict()):
             child.load_state_dict(state)
             given.append(name)
     if not given:
-        here = _listed(_parts(model))
+        fitting = [
+            name for name in here if sum(_fits(here[name], one.state_dict()) for one in theirs.values()) == 1
+        ]
+        advice = (
+            f"its weights fit as {' or '.join(f'{name}={path}' for name in fitting)}"
+            if fitting
+            else "name a run whose model has a part of this one"
+        )
         raise UserError(
-            f"--start {path}: its model has {_listed(theirs)}, this one {here}: none of the same name and weights; "
-            f"name a part of this one as PART={path}"
+            f"--start {path}: its model has {_listed(theirs)}, this one {_listed(here)}: none of the same name and "
+            f"weights; {advice}"
         )
     return given
 

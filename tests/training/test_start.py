@@ -196,7 +196,10 @@ def test_every_mistake_is_one_line_and_leaves_nothing(
         f"generator={tmp_path / 'nowhere'}": f"there is no {tmp_path / 'nowhere'}; expected RUN",
         str(tmp_path / "empty"): f"{tmp_path / 'empty'} is no run folder",
         str(tmp_path / "whole.pth"): f"name it as PART={tmp_path / 'whole.pth'}",
-        str(plain): "its model has encoder, classifier, this one generator, classifier_g, classifier_r: none",
+        str(
+            plain
+        ): "its model has encoder, classifier, this one generator, classifier_g, classifier_r: none of the "
+        "same name and weights; name a run whose model has a part of this one",
         f"telepathy={vae}": "the model has no part 'telepathy'; expected one of generator",
         f"={vae}": "the model has no part ''",
         f"generator={plain}": "none of encoder, classifier has the weights of generator here",
@@ -216,6 +219,18 @@ def test_every_mistake_is_one_line_and_leaves_nothing(
         line = refuse([entry])
         assert words in line, line
         assert entry.rpartition("=")[2] in line
+
+
+def test_a_part_is_advised_only_where_the_weights_fit(runs: Path) -> None:
+    """D of a run fits D-hat, whose name is another one."""
+    path = runs / "vae"
+    other = network("digits_vae_s", "digits_cnn", num_classes=10, in_channels=1)
+    with pytest.raises(
+        UserError,
+        match=f"its model has generator, classifier_r, this one classifier_x: none.*"
+        f"; its weights fit as classifier_x={path}$",
+    ):
+        start_from(other, (str(path),), say=lambda line: None)
 
 
 def test_a_folder_that_was_there_stays(runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
