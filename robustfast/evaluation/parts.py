@@ -223,6 +223,7 @@ class Part:
         needs: fields of `Request` that it cannot do without: "source", "against", "inception_weights".
         unfit: why a run has no such part (it trained no discriminator), None where it has.
         takes: fields that it uses where they are given, and does without where they are not.
+        wants: for fields of `needs`, what is named there, where "a run" says too little.
     """
 
     name: str
@@ -231,12 +232,13 @@ class Part:
     needs: tuple[str, ...] = ()
     unfit: Callable[[Run], str | None] = lambda run: None
     takes: tuple[str, ...] = ()
+    wants: Mapping[str, str] = field(default_factory=dict)
 
     def obstacle(self, run: Run, request: Request) -> str | None:
         """Why the part cannot be made; None where it can."""
         for need in self.needs:
             if not getattr(request, need):
-                return f"needs --{need}: name a run there"
+                return f"needs --{need}: name {self.wants.get(need, 'a run')} there"
         return self.unfit(run)
 
 

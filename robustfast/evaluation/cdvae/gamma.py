@@ -217,6 +217,7 @@ PART = _Sweep(
     "classification, reconstruction, detection and defence over gamma (figure 4)",
     _make,
     needs=("against",),
+    wants={"against": "runs of cdvae with other gamma"},
     unfit=_unfit,
     takes=("source", "steps"),
 )

@@ -169,5 +169,6 @@ PART = Part(
     "attacks on the plain classifier alone, judged by it and by what defends it (table 6)",
     _make,
     needs=("source",),
+    wants={"source": "D-hat (a run of cdvae-x)"},
     takes=("against", "steps"),
 )

@@ -176,7 +176,7 @@ def test_steps_are_the_papers_unless_bounded(context: Callable[..., PartContext]
 
 def test_what_it_refuses(context: Callable[..., PartContext], monkeypatch: pytest.MonkeyPatch) -> None:
     here = context("cdvae", images=4, source="three")
-    assert PART.obstacle(here.run, Request()) == "needs --source: name a run there"
+    assert PART.obstacle(here.run, Request()) == "needs --source: name D-hat (a run of cdvae-x) there"
     three = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
     monkeypatch.setattr(type(here), "source", lambda self: three)
     with pytest.raises(UserError, match=r"--source three: 3 classes, expected the 10 of .*cdvae"):
