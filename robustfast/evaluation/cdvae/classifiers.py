@@ -98,7 +98,8 @@ def classifiers(context: PartContext) -> dict[str, OneWay]:
 
     The run's own classifiers, then those of the runs of ``--source`` and ``--against``. A run gives none that is only
     attacked or compared with: ``module:function``, a network that does not go by parts, or one that trained a G of its
-    own, whose parts are other ones than this run's.
+    own, whose parts are other ones than this run's. Of ``--against`` those are printed, but for runs of cdvae, which
+    stand beside this one in figure 4.
 
     Raises:
         UserError: a run of another data set, or of images of another shape, normalisation or number of classes; a
@@ -107,12 +108,15 @@ def classifiers(context: PartContext) -> dict[str, OneWay]:
     network = split_network(context.run)
     found = {part: network.classifier(part) for part in parts_of(network)}
     givers = dict.fromkeys(found, context.path)
+    unused = []
     for flag, path, which in _named(context):
         # Again the run itself, or one that both flags name.
         if path.resolve() in {giver.resolve() for giver in givers.values()}:
             continue
         run = load_run(path, which=which, device=context.device)
         if not _comparable(flag, run, context):
+            if flag == "--against" and run.config.method != "cdvae":
+                unused.append(str(path))
             continue
         assert isinstance(run.model, ClassDisentangled)
         for part in parts_of(run.model):
@@ -121,6 +125,11 @@ def classifiers(context: PartContext) -> dict[str, OneWay]:
                     f"{flag} {path}: a classifier of {SHOWN[part]}, and so has {givers[part]}; name one run for a part"
                 )
             found[part], givers[part] = run.model.classifier(part), path
+    if unused:
+        line = (
+            f"--against {' '.join(unused)}: no classifier of a part of this run's images, and not used as one"
+        )
+        context.console.print(line, markup=False, soft_wrap=True)
     return found
 
 

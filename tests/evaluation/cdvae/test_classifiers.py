@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from robustfast.data import load
 from robustfast.errors import UserError
@@ -46,6 +49,18 @@ def test_each_run_gives_the_part_that_it_was_trained_on(context_of, runs) -> Non
         assert torch.equal(part_model(network, "x", found["x"])(x), context.source()(x))
         assert torch.equal(part_model(network, "r")(x), network.way("n")(x))
     assert not any(module.training for classifier in found.values() for module in classifier.modules())
+
+
+def test_runs_that_give_no_classifier_are_said(context_of, runs, train) -> None:
+    """Not those of cdvae, which the sweep over gamma stands beside this one."""
+    plain, beside = train("digits-at", "plain", epochs=1), train("digits-cdvae", "beside", epochs=1)
+    against = (f"plain={plain}", f"d-g={runs('g')}", f"beside={beside}")
+    file = io.StringIO()
+    context = replace(context_of("cdvae", against=against), console=Console(file=file))
+    assert set(classifiers(context)) == {"g", "r"}
+    assert file.getvalue() == (
+        f"--against {plain}: no classifier of a part of this run's images, and not used as one\n"
+    )
 
 
 def test_gradients_run_through_g(context_of) -> None:
