@@ -102,7 +102,8 @@ class Arguments:
     image_size: int | None = None
     """Side to which image files are resized for --model."""
     source: str | None = None
-    """Whose adversarial images the attack transfer takes: a run folder, or module:function."""
+    """Whose adversarial images are taken: by the attack transfer, by black-box parts, and by CD-VAE's parts, for which
+    it is the undefended classifier (D-hat, a run of cdvae-x); a run folder, or module:function."""
     out: Path | None = None
     """Folder for the numbers and figures of a sweep; a run has its own."""
     eot: int = 1

@@ -37,8 +37,9 @@ class TrainConfig:
     """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, svhn, image_folder, tiny_imagenet, imagenette or
     restricted_imagenet."""
     model: str
-    """Backbone of the encoders: digits_cnn, small_cnn, narrow_resnet (MNIST), resnet18, preact_resnet18,
-    wide_resnetDEPTH_WIDTH; with timm installed inception_v4, inception_resnet_v2, resnetv2_152."""
+    """Backbone of the encoders: digits_cnn, small_cnn, narrow_resnet (MNIST), resnet18, resnet50, preact_resnet18,
+    wide_resnetDEPTH_WIDTH, wide_resnetDEPTH_WIDTH_dropout; with timm installed inception_v4, inception_resnet_v2,
+    resnetv2_152."""
     objective: Any
     """What the objective itself can be told."""
     attack: AttackConfig
@@ -53,8 +54,10 @@ class TrainConfig:
     """L2 penalty of the weights; `optimizer` says how it acts."""
     network: str = "three_way"
     """What is built around the backbone: three_way (two encoders and a shared head), one_way (a linear classifier),
-    unit_norm (the same behind features of unit length), disentangled (RFD's three encoders over one extractor), or
-    CD-VAE's auto-encoder with the ways that are read: digits_vae_n, mnist_vae_n, cifar_vae_n, and _r, _s, _rn."""
+    unit_norm (the same behind features of unit length), disentangled (RFD's three encoders over one extractor),
+    CD-VAE's auto-encoder with the ways that are read (digits_vae_n, mnist_vae_n, cifar_vae_n, vq_vae_n for ImageNet's
+    images, and _r, _s, _rn), or a denoiser before a classifier: digits_unet (HGD's) and digits_ape (APE-GAN's), and so
+    mnist_, cifar_ and imagenet_."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: weight decay joins the gradient. adamw: weight decay apart from it."""
     optimizer_impl: Literal["auto", "torch", "apex"] = "auto"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from robustfast.errors import UserError
-from robustfast.training.config import differences, from_json, to_json
+from robustfast.models import NETWORKS
+from robustfast.training.config import TrainConfig, differences, from_json, to_json
 from robustfast.training.presets import PRESETS
 
 CONFIG = PRESETS["digits-aatpp"]
@@ -147,3 +150,13 @@ def test_configuration_of_the_version_before_is_read() -> None:
     )
     assert (config.clip_norm, config.clip_value, config.warmup, config.average) == (0, 0, 0, "none")
     assert (config.early_stop, config.hold_out, config.loader, config.whole_step) == (0, 0, "auto", "eager")
+
+
+def test_the_help_names_a_network_of_each_family() -> None:
+    """Of CD-VAE's those of one data set and one way stand for the others."""
+    told = inspect.getsource(TrainConfig)
+    for name in NETWORKS:
+        family = re.sub(
+            r"_vae_(s|r|rn)$", "_vae_n", re.sub(r"^(mnist|cifar|imagenet)_(unet|ape)", r"digits_\2", name)
+        )
+        assert re.search(rf"\b{family}\b", told), family
