@@ -64,7 +64,7 @@ def trained(
         PRESETS[preset],
         seed=seed,
         out=folder,
-        start=start,
+        start_from=start,
         data_dir=data_dir,
         device="cpu",
         tensorboard=False,
@@ -173,7 +173,7 @@ def main() -> None:
                 f"{family}-{method}": {
                     name: value
                     for name, value in asdict(run.config).items()
-                    if name not in ("out", "data_dir", "start")
+                    if name not in ("out", "data_dir", "start_from")
                 }
                 for method, (run, _) in runs.items()
             },

@@ -106,7 +106,7 @@ def main() -> None:
                 run.config.preset: {
                     name: value
                     for name, value in asdict(run.config).items()
-                    if name not in ("out", "data_dir", "start", "seed")
+                    if name not in ("out", "data_dir", "start_from", "seed")
                 }
                 for run, _ in runs.values()
             },

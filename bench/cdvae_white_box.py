@@ -48,7 +48,7 @@ def configs(work: Path, data: Path, train_images: int) -> dict[str, TrainConfig]
             epochs=3,
             lr=0.5,
             attack=replace(hardened.attack, steps=5, ramp=0.3),
-            start=(str(work / "cdvae"), f"classifier_g={work / 'x'}"),
+            start_from=(str(work / "cdvae"), f"classifier_g={work / 'x'}"),
             validate_images=64,
             data_dir=few,
             **COMMON,
@@ -90,7 +90,9 @@ def main() -> None:
         "run": {name: started["adv"][name] for name in ("commit", "started", "hardware")},
         # But for folders of the machine.
         "configs": {
-            name: {key: value for key, value in run["config"].items() if key not in ("data_dir", "start")}
+            name: {
+                key: value for key, value in run["config"].items() if key not in ("data_dir", "start_from")
+            }
             for name, run in started.items()
         },
         "epochs": [json.loads(line) for line in lines],

@@ -17,7 +17,7 @@ class ResNet50(nn.Module):
     mean over all positions, so that images of other sizes pass too. Convolutions start Kaiming-normal (fan out).
 
     The names of its weights are those of torchvision's ``resnet50`` without the output layer ``fc``: a file of
-    ImageNet-trained weights loads into it, from the command line by ``--start classifier_r.encoder=resnet50.pth``.
+    ImageNet-trained weights loads into it, from the command line by ``--start-from classifier_r.encoder=resnet50.pth``.
 
     Args:
         in_channels: channels of the images.

@@ -106,7 +106,7 @@ class CDVAEAdv(Objective):
     settings this takes all but the step size.
 
     The paper starts from G and D of a clean run of `cdvae` and from a classifier of clean images as D_G:
-    ``--start RUN,classifier_g=RUN2``.
+    ``--start-from RUN,classifier_g=RUN2``.
 
     Passes with ten attack steps, F one of G and a classifier: 28F. That is 20F of steps, 1F for who is classified
     right, 1F for y* and the leads, and 6F of training, less the second classifier's share of G; with the clean batch
@@ -155,7 +155,7 @@ class CDVAEAdv(Objective):
             if counts and not any(counts):
                 raise UserError(
                     f"the {title} was never trained, and this training hardens trained ones: give "
-                    f"--start RUN,classifier_g=RUN2, a run of cdvae and one of a classifier"
+                    f"--start-from RUN,classifier_g=RUN2, a run of cdvae and one of a classifier"
                 )
 
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:

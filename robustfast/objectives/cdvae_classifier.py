@@ -25,7 +25,7 @@ class CDVAEClassifier(Objective):
     """Cross entropy of one classifier: D-hat on x, D_G on G(x), or D on R(x) = x - G(x) (Yang et al. 2021, section 4).
 
     G is as evaluation has it: in eval mode, with the mean of the posterior for a code, and no weight or running
-    statistic of it moves. Training starts from a run that has one (``--start``).
+    statistic of it moves. Training starts from a run that has one (``--start-from``).
 
     Passes: 3F of the classifier; that of G, forward alone, is not counted.
 
@@ -69,8 +69,8 @@ class CDVAEClassifier(Objective):
         ]
         if seen and not any(seen):
             raise UserError(
-                f"the auto-encoder was never trained, and part {self.config.part} is what it makes: give --start RUN, "
-                f"a run of cdvae"
+                f"the auto-encoder was never trained, and part {self.config.part} is what it makes: give "
+                f"--start-from RUN, a run of cdvae"
             )
 
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:

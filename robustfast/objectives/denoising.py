@@ -15,7 +15,7 @@ __all__ = ["Denoising"]
 
 
 class Denoising(Objective):
-    """Trains the denoiser before a classifier that another run has trained (``--start RUN``).
+    """Trains the denoiser before a classifier that another run has trained (``--start-from RUN``).
 
     The attack sees the classifier without the denoiser, way s: a grey box, as both methods were published. No weight or
     running statistic of the classifier moves. Ways r and s share it, so its accuracy on clean images is that of s.
@@ -42,6 +42,6 @@ class Denoising(Objective):
         seen = [int(count) for name, count in buffers if name.endswith("num_batches_tracked")]
         if seen and not any(seen):
             raise UserError(
-                "the classifier behind the denoiser was never trained, and is not trained here: give --start RUN, a "
-                "run of cdvae_classifier on x, such as digits-cdvae-x"
+                "the classifier behind the denoiser was never trained, and is not trained here: give --start-from RUN, "
+                "a run of cdvae_classifier on x, such as digits-cdvae-x"
             )

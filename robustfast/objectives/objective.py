@@ -148,7 +148,7 @@ class Objective:
         return {}
 
     def started(self) -> None:
-        """Called once a new run's model has the weights that it starts from, its own or those of ``--start``.
+        """Called once a new run's model has the weights that it starts from, its own or those of ``--start-from``.
 
         Raises:
             UserError: the objective cannot train from these.

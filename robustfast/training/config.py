@@ -118,7 +118,7 @@ class TrainConfig:
     """Where to train; auto takes a GPU where there is one."""
     threads: int = 0
     """CPU threads; 0: as many as torch takes. The same number gives the same bits."""
-    start: tuple[str, ...] = ()
+    start_from: tuple[str, ...] = ()
     """Runs to start from: RUN gives all parts of its model that have the same names here, PART=RUN that one part, by
     whatever name it has there; PART=FILE takes a file of weights."""
     seed: int = 0

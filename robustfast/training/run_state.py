@@ -102,8 +102,8 @@ class RunState:
         Raises:
             UserError: they are not there, or of another model, or none from which the objective can train.
         """
-        if self.config.start:
-            start_from(self.model, self.config.start, say=self.say)
+        if self.config.start_from:
+            start_from(self.model, self.config.start_from, say=self.say)
             if self.average is not None:
                 self.average.model.load_state_dict(self.model.state_dict())
         self.objective.started()

@@ -22,7 +22,7 @@ COUNT = "num_batches_tracked"
 
 
 def start_from(model: nn.Module, entries: tuple[str, ...], *, say: Callable[[str], Any] = print) -> None:
-    """Load the weights that ``--start`` names into a model, in the order of the entries.
+    """Load the weights that ``--start-from`` names into a model, in the order of the entries.
 
     A part is a child of the model: RUN gives each child of its model that has a namesake here of the same weights.
     PART=RUN gives one part, which may also lie inside a child (``robust.encoder``): the namesake in the other model, or
@@ -32,7 +32,7 @@ def start_from(model: nn.Module, entries: tuple[str, ...], *, say: Callable[[str
 
     Args:
         model: changed in place.
-        entries: as in ``TrainConfig.start``.
+        entries: as in ``TrainConfig.start_from``.
         say: told in one line what each entry gave.
 
     Raises:
@@ -43,10 +43,12 @@ def start_from(model: nn.Module, entries: tuple[str, ...], *, say: Callable[[str
         path = Path(place)
         if not path.exists():
             raise UserError(
-                f"--start {entry}: there is no {path}; expected RUN, PART=RUN or PART=FILE, runs by their folders"
+                f"--start-from {entry}: there is no {path}; expected RUN, PART=RUN or PART=FILE, runs by their folders"
             )
         if part is None and path.is_file():
-            raise UserError(f"--start {entry}: a file of weights is for one part; name it as PART={path}")
+            raise UserError(
+                f"--start-from {entry}: a file of weights is for one part; name it as PART={path}"
+            )
         if part is not None and path.is_file():
             say(f"starts from {path}: {part}{_from_file(model, part, path)}")
         elif part is not None:
@@ -81,8 +83,8 @@ def _namesakes(model: nn.Module, path: Path) -> list[str]:
             else "name a run whose model has a part of this one"
         )
         raise UserError(
-            f"--start {path}: its model has {_listed(theirs)}, this one {_listed(here)}: none of the same name and "
-            f"weights; {advice}"
+            f"--start-from {path}: its model has {_listed(theirs)}, this one {_listed(here)}: none of the same name "
+            f"and weights; {advice}"
         )
     return given
 
@@ -97,7 +99,7 @@ def _one(other: nn.Module, name: str, part: nn.Module, path: Path) -> dict[str, 
     if len(fitting) != 1:
         which = f"{_listed(fitting)} all have" if fitting else f"none of {_listed(children)} has"
         raise UserError(
-            f"--start {name}={path}: {which} the weights of {name} here; expected one part of a run"
+            f"--start-from {name}={path}: {which} the weights of {name} here; expected one part of a run"
         )
     return next(iter(fitting.values()))
 
@@ -115,8 +117,8 @@ def _from_file(model: nn.Module, name: str, file: Path) -> str:
             key for key, value in kept.items() if not _same(value, expected[key])
         ]
         raise UserError(
-            f"--start {name}={file}: it holds other weights than {name} has, first {wrong[0]}; expected a state dict "
-            f"of {len(expected)} tensors with the names and shapes of {type(part).__name__}"
+            f"--start-from {name}={file}: it holds other weights than {name} has, first {wrong[0]}; expected a state "
+            f"dict of {len(expected)} tensors with the names and shapes of {type(part).__name__}"
         )
     part.load_state_dict(kept)
     return f" without {', '.join(output)}" if output else ""
@@ -137,10 +139,10 @@ def _read(file: Path, name: str) -> dict[str, Any]:
     # Of bytes that are no such file, torch's reader of the old format raises whatever they lead it to.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise UserError(f"--start {name}={file}: not a readable file of weights ({reason})") from error
+        raise UserError(f"--start-from {name}={file}: not a readable file of weights ({reason})") from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UserError(
-            f"--start {name}={file}: it holds no state dict, but {type(state).__name__}; expected names to tensors"
+            f"--start-from {name}={file}: it holds no state dict, but {type(state).__name__}; expected names to tensors"
         )
     return state
 
@@ -154,7 +156,9 @@ def _part(model: nn.Module, name: str, place: Path) -> nn.Module:
     found = _inside(model, name)
     if found is None:
         children = _listed(_parts(model))
-        raise UserError(f"--start {name}={place}: the model has no part {name!r}; expected one of {children}")
+        raise UserError(
+            f"--start-from {name}={place}: the model has no part {name!r}; expected one of {children}"
+        )
     return found
 
 

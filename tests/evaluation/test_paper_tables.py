@@ -229,7 +229,7 @@ def test_rows_start_from_others_that_are_trained_before_them(tmp_path):
         "of-g": "digits-cdvae-g-from-digits-cdvae-0.5",
     }
     split, plain = tmp_path / "digits-cdvae-0.5", tmp_path / "digits-cdvae-x"
-    assert {row: config.start for row, (_, config) in found.items()} == {
+    assert {row: config.start_from for row, (_, config) in found.items()} == {
         "cdvae": (),
         "plain": (),
         "adv": (f"{split}", f"classifier_g={plain}"),

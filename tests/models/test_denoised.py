@@ -45,7 +45,7 @@ def test_networks_by_name_take_the_images_of_their_data_set(name: str) -> None:
         assert torch.allclose(found[way], expected, atol=1e-6)
         assert torch.equal(found[way], model.way(way)(x))
     assert torch.equal(model(x), found["r"])
-    # No weight stands there twice, and `--start` finds the classifier of other runs by its name.
+    # No weight stands there twice, and `--start-from` finds the classifier of other runs by its name.
     assert [child for child, _ in model.named_children()] == ["normalisation", "denoiser", "classifier_x"]
     assert {key.partition(".")[0] for key in model.state_dict()} == {"denoiser", "classifier_x"}
 

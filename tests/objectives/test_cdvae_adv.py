@@ -404,7 +404,9 @@ def test_draws_are_those_of_the_run_the_epoch_and_the_sample(batch: Any) -> None
 def test_what_it_refuses() -> None:
     with pytest.raises(UserError, match=r"CDVAEAdv trains ways r, n of a ClassDisentangled, got a "):
         build(NETWORKS["three_way"]("digits_cnn", num_classes=10, in_channels=1))
-    with pytest.raises(UserError, match=r"auto-encoder was never trained.*--start RUN,classifier_g=RUN2"):
+    with pytest.raises(
+        UserError, match=r"auto-encoder was never trained.*--start-from RUN,classifier_g=RUN2"
+    ):
         build(network()).started()
     trained = network()
     trained.generator(torch.rand(2, 1, 8, 8))

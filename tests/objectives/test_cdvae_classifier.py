@@ -178,7 +178,7 @@ def test_a_g_that_was_never_trained_is_refused_and_leaves_no_run(
 ) -> None:
     out = tmp_path / "run"
     config = replace(PRESETS["digits-cdvae-g"], out=out, device="cpu", tensorboard=False)
-    with pytest.raises(UserError, match=r"the auto-encoder was never trained.*--start RUN") as error:
+    with pytest.raises(UserError, match=r"the auto-encoder was never trained.*--start-from RUN") as error:
         fit(config)
     assert "\n" not in str(error.value)
     assert not (out / "config.json").exists()

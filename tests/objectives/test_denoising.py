@@ -343,7 +343,7 @@ def test_a_short_training_holds_what_attacks_on_the_classifier_cost(
     preset: str, fields: dict[str, Any], plain: Path, tmp_path: Path
 ) -> None:
     strength = replace(PRESETS[preset].attack, steps=3, step_size=0.08)
-    run = load_run(fit(short(preset, tmp_path / "run", start=(str(plain),), attack=strength, **fields)))
+    run = load_run(fit(short(preset, tmp_path / "run", start_from=(str(plain),), attack=strength, **fields)))
     source = load_run(plain).model
     test = load("digits", "test")
     x, y = test.images.float() / test.scale, test.labels
@@ -379,6 +379,6 @@ def test_what_they_refuse(tmp_path: Path) -> None:
         UserError, match=r"--objective\.adversarial is -1\.0, expected a finite number from 0"
     ):
         APEGAN.Config(adversarial=-1.0)
-    with pytest.raises(UserError, match="was never trained, and is not trained here: give --start RUN"):
+    with pytest.raises(UserError, match="was never trained, and is not trained here: give --start-from RUN"):
         fit(short("digits-cdvae-hgd", tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()

@@ -159,12 +159,12 @@ def test_a_file_of_weights(
 
 @pytest.fixture
 def refuse(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[[Sequence[str]], str]:
-    """Train with --start, which must end in exit code 2 and one line, and leave no folder behind: that line."""
+    """Train with --start-from, which must end in exit code 2 and one line, and leave no folder behind: that line."""
 
     def run(entries: Sequence[str]) -> str:
         out = tmp_path / "out"
         argv = ["digits-at", "--network", VAE, "--device", "cpu", "--no-evaluate", "--out", str(out)]
-        assert main_wrapper(train.main, [*argv, "--start", *entries]) == 2
+        assert main_wrapper(train.main, [*argv, "--start-from", *entries]) == 2
         line = capfd.readouterr().err
         assert line.startswith("error: ")
         assert line.endswith("\n")
@@ -237,13 +237,13 @@ def test_a_folder_that_was_there_stays(runs: Path, tmp_path: Path, capfd: pytest
     out = tmp_path / "mine"
     out.mkdir()
     with pytest.raises(UserError, match="there is no"):
-        fit(tiny("digits-at", network=VAE, start=(str(tmp_path / "nowhere"),), out=out))
+        fit(tiny("digits-at", network=VAE, start_from=(str(tmp_path / "nowhere"),), out=out))
     assert out.exists()
     assert not list(out.iterdir())
 
 
 def config(runs: Path, out: Path, **fields: Any) -> Any:
-    return tiny("digits-at", network=VAE, start=(str(runs / "vae"),), out=out, **fields)
+    return tiny("digits-at", network=VAE, start_from=(str(runs / "vae"),), out=out, **fields)
 
 
 @pytest.mark.parametrize("average", ["none", "ema", "swa"])
@@ -319,7 +319,7 @@ def test_a_resumed_run_with_a_checkpoint_does_without_its_sources(
     moved = shutil.copytree(runs / "vae", tmp_path / "vae")
     early, late = tmp_path / "early", tmp_path / "late"
     for step, out in ((2, early), (5, late)):  # three steps an epoch
-        fields = {"start": (str(moved),), "out": out}
+        fields = {"start_from": (str(moved),), "out": out}
         killed_at(step, monkeypatch, lambda fields=fields: fit(tiny("digits-at", network=VAE, **fields)))
     shutil.rmtree(moved)
     assert metrics(resume(late)) == metrics(whole)
@@ -334,7 +334,7 @@ def test_a_resumed_run_with_a_checkpoint_does_without_its_sources(
 
 def test_another_start_is_another_run(runs: Path, tmp_path: Path) -> None:
     path = fit(config(runs, tmp_path / "run", epochs=1))
-    with pytest.raises(UserError, match=r"--start .*\(was .*leave these flags out"):
+    with pytest.raises(UserError, match=r"--start-from .*\(was .*leave these flags out"):
         resume(path, tiny("digits-at", network=VAE, epochs=1))
 
 
@@ -361,7 +361,7 @@ def test_several_processes_start_alike(runs: Path, warm: Warm, tmp_path: Path) -
     argv = ["digits-at", "--network", VAE, "--device", "cpu", "--no-evaluate", "--no-tensorboard"]
     argv += ["--epochs", "1", "--batch-size", "480", "--attack.steps", "1", "--validate-every", "0"]
     argv += ["--lr", "0", "--batch-norm", "sync"]
-    both = [*argv, "--out", str(out), "--start", str(runs / "vae")]
+    both = [*argv, "--out", str(out), "--start-from", str(runs / "vae")]
     done = warm.world(2, "-m", "robustfast.train", *both)
     assert [one.returncode for one in done] == [0, 0], done[0].stderr
     assert "".join(one.stdout for one in done).count("starts from") == 1
@@ -370,7 +370,7 @@ def test_several_processes_start_alike(runs: Path, warm: Warm, tmp_path: Path) -
         for name, value in source.get_submodule(part).named_parameters():
             assert torch.equal(found.get_submodule(part).get_parameter(name), value), name
 
-    wrong = [*argv, "--out", str(tmp_path / "none"), "--start", str(tmp_path / "nowhere")]
+    wrong = [*argv, "--out", str(tmp_path / "none"), "--start-from", str(tmp_path / "nowhere")]
     done = warm.world(2, "-m", "robustfast.train", *wrong)
     assert [one.returncode for one in done] == [2, 2]
     assert "".join(one.stderr for one in done).count("error: ") == 1

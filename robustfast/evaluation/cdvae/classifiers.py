@@ -191,7 +191,7 @@ def _comparable(flag: str, run: Run, context: PartContext) -> bool:
     if run.config.method == _METHOD:
         raise UserError(
             f"{flag} {run.path}: its classifier was trained on parts by another G than that of {context.path}; train "
-            f"one with --start {context.path}"
+            f"one with --start-from {context.path}"
         )
     return False
 

@@ -59,7 +59,7 @@ class Row:
         settings: fields of the preset's objective that are otherwise.
         fields: fields of the preset that are.
         variant: what tells its run from others of the preset; without it the changed settings and fields do.
-        start: other rows that it starts from, as ``--start`` takes runs: ROW, or PART=ROW. They are trained before it.
+        start: other rows that it starts from, as ``--start-from`` takes runs: ROW, or PART=ROW. They are trained first.
         of: the row whose run this one reads too.
         reads: where its numbers lie among those of the parts, with ``{key}`` for a column's key, ``{0}``, ``{1}`` for
             steps of it; without it the key is the path.
@@ -278,7 +278,7 @@ class PartTable(Reproducible):
             start.append(f"{part}{equals}{folder / theirs}")
             # The same preset from another run is another run.
             run += f"{'' if start[1:] else '-from'}-{theirs}"
-        found[name] = (run, replace(config, start=tuple(start)) if start else config)
+        found[name] = (run, replace(config, start_from=tuple(start)) if start else config)
 
     def scaled(self, config: TrainConfig, scale: Scale) -> TrainConfig:
         if not scale.smoke:

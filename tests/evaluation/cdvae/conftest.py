@@ -40,7 +40,7 @@ def cdvae_run(train: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def g_run(train: Callable[..., Path], cdvae_run: Path) -> Path:
     """That of D_G, on G(x) of `cdvae_run`."""
-    return train("digits-cdvae-g", "d-g", start=(str(cdvae_run),))
+    return train("digits-cdvae-g", "d-g", start_from=(str(cdvae_run),))
 
 
 @pytest.fixture(scope="session")

@@ -127,8 +127,8 @@ def test_another_g_has_other_parts(context_of, runs, train, tmp_path: Path) -> N
     own = train("digits-cdvae", "another", epochs=1, seed=1)
     assert set(classifiers(context_of("cdvae", against=(str(own),)))) == {"r"}
     # One that was trained behind it is a mistake.
-    behind = train("digits-cdvae-g", "behind", epochs=1, start=(str(own),))
-    with pytest.raises(UserError, match=r"parts by another G than that of .*; train one with --start"):
+    behind = train("digits-cdvae-g", "behind", epochs=1, start_from=(str(own),))
+    with pytest.raises(UserError, match=r"parts by another G than that of .*; train one with --start-from"):
         classifiers(context_of("cdvae", against=(str(behind),)))
 
 

@@ -27,7 +27,11 @@ def adv_run(train: Callable[..., Path], cdvae_run: Path, x_run: Path) -> Path:
     """The folder of a run that hardened `cdvae_run` for a moment."""
     attack = replace(PRESETS["digits-cdvae-adv"].attack, steps=1)
     return train(
-        "digits-cdvae-adv", "adv", epochs=2, attack=attack, start=(str(cdvae_run), f"classifier_g={x_run}")
+        "digits-cdvae-adv",
+        "adv",
+        epochs=2,
+        attack=attack,
+        start_from=(str(cdvae_run), f"classifier_g={x_run}"),
     )
 
 
