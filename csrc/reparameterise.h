@@ -25,9 +25,9 @@ C10_HOST_DEVICE inline T choose(bool condition, T a, T b) {
   return result;
 }
 
-// exp(x) to one unit in the last place or two, without branches: 2^k * exp(r) with |r| <= log(2) / 2. The C library's is
-// a call for each element. Below the smallest normal number it stays there, above the largest it is infinite, and nan
-// stays nan.
+// exp(x) to one unit in the last place or two, without branches: 2^k * exp(r) with |r| <= log(2) / 2. The C library's
+// is a call for each element. Below the smallest normal number it stays there, above the largest it is infinite, and
+// nan stays nan.
 C10_HOST_DEVICE inline double exponent(double x) {
   constexpr double kRound = 0x1.8p52;  // adding it leaves an integer in the low bits
   x = choose<uint64_t>(x < -708.0, -708.0, choose<uint64_t>(x > 710.0, 710.0, x));

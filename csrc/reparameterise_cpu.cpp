@@ -79,22 +79,22 @@ void run(const Tensor& mean, const Tensor& log_variance, int64_t seed, const Ten
   auto* rows = static_cast<T*>(divergence.mutable_data_ptr());
   auto* moved = static_cast<T*>(shift.mutable_data_ptr());
   const int64_t L = mean.size(1);
-  torch::stable::parallel_for(
-      0, mean.size(0), std::max<int64_t>(1, kGrain / (8 * std::max<int64_t>(1, L))), [&](int64_t begin, int64_t end) {
-        // Radii, then angles.
-        std::vector<uint32_t> words((2 * L + kTile - 1) / kTile * kTile);
-        double noise[kTile];
-        for (int64_t i = begin; i < end; ++i) {
-          draw_words({PhiloxKey(seed), static_cast<uint64_t>(numbers[i])}, 2 * L, words.data());
-          double twice = 0;
-          for (int64_t first = 0; first < L; first += kTile) {
-            const int64_t at = i * L + first, n = std::min(kTile, L - first);
-            draw_noise(words.data() + first, words.data() + L + first, noise, n);
-            twice += forward_tile(mu + at, log + at, noise, values + at, moved + at, n);
-          }
-          rows[i] = static_cast<T>(0.5 * twice);
-        }
-      });
+  torch::stable::parallel_for(0, mean.size(0), std::max<int64_t>(1, kGrain / (8 * std::max<int64_t>(1, L))),
+                              [&](int64_t begin, int64_t end) {
+                                // Radii, then angles.
+                                std::vector<uint32_t> words((2 * L + kTile - 1) / kTile * kTile);
+                                double noise[kTile];
+                                for (int64_t i = begin; i < end; ++i) {
+                                  draw_words({PhiloxKey(seed), static_cast<uint64_t>(numbers[i])}, 2 * L, words.data());
+                                  double twice = 0;
+                                  for (int64_t first = 0; first < L; first += kTile) {
+                                    const int64_t at = i * L + first, n = std::min(kTile, L - first);
+                                    draw_noise(words.data() + first, words.data() + L + first, noise, n);
+                                    twice += forward_tile(mu + at, log + at, noise, values + at, moved + at, n);
+                                  }
+                                  rows[i] = static_cast<T>(0.5 * twice);
+                                }
+                              });
 }
 
 template <typename T>
@@ -108,14 +108,13 @@ void run_backward(const Tensor& grad_z, const Tensor& grad_divergence, const Ten
   auto* d_mu = static_cast<T*>(d_mean.mutable_data_ptr());
   auto* d_log = static_cast<T*>(d_log_variance.mutable_data_ptr());
   const int64_t L = mean.size(1);
-  torch::stable::parallel_for(0, mean.size(0), std::max<int64_t>(1, kGrain / (2 * std::max<int64_t>(1, L))),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t i = begin; i < end; ++i) {
-                                  const int64_t at = i * L;
-                                  backward_row(g + at, rows[i], mu + at, log + at, moved + at, d_mu + at, d_log + at,
-                                               L);
-                                }
-                              });
+  torch::stable::parallel_for(
+      0, mean.size(0), std::max<int64_t>(1, kGrain / (2 * std::max<int64_t>(1, L))), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t at = i * L;
+          backward_row(g + at, rows[i], mu + at, log + at, moved + at, d_mu + at, d_log + at, L);
+        }
+      });
 }
 
 std::tuple<Tensor, Tensor, Tensor> reparameterise_cpu(const Tensor& mean, const Tensor& log_variance, int64_t seed,

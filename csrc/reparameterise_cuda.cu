@@ -120,8 +120,8 @@ void run(const Tensor& mean, const Tensor& log_variance, int64_t seed, const Ten
   const Rows<T> rows = rows_of<T>(mean, log_variance);
   auto* values = static_cast<T*>(z.mutable_data_ptr());
   auto* moved = static_cast<T*>(shift.mutable_data_ptr());
-  const bool vectors = aligned<T, 4>(rows.mean) && aligned<T, 4>(rows.log_variance) && aligned<T, 4>(values) &&
-                       aligned<T, 4>(moved);
+  const bool vectors =
+      aligned<T, 4>(rows.mean) && aligned<T, 4>(rows.log_variance) && aligned<T, 4>(values) && aligned<T, 4>(moved);
   const auto kernel = rows.L % 4 == 0   ? (vectors ? forward_kernel<0, true, T> : forward_kernel<0, false, T>)
                       : rows.L % 4 == 1 ? forward_kernel<1, false, T>
                       : rows.L % 4 == 2 ? forward_kernel<2, false, T>
