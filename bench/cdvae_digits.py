@@ -22,18 +22,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from trained_run import trained
 
 import robustfast
 from robustfast.evaluation.cdvae import detection, grey_box, norms, reconstruction
 from robustfast.evaluation.parts import Request, evaluate_parts
 from robustfast.training.checkpoint import write_durably
-from robustfast.training.fit import fit, resume
-from robustfast.training.presets import PRESETS
-from robustfast.training.run_folder import Run, load_run
+from robustfast.training.run_folder import Run
 
 RESULTS = Path(__file__).parent / "results" / "runs"
 METHODS = ("cdvae", "cdvae-g", "cdvae-x")
@@ -47,37 +46,6 @@ GOALS = {
     "D_G on G(x') above D-hat on x', points": 30.0,
 }
 """What is expected at the least."""
-
-
-def trained(
-    preset: str,
-    seed: int,
-    folder: Path,
-    *,
-    start: tuple[str, ...] = (),
-    data_dir: Path | None,
-    epochs: int | None,
-) -> tuple[Run, float | None]:
-    """The run, and the CPU seconds that its training took without a stop; None where it was resumed."""
-    note = folder.with_suffix(".cpu_seconds")
-    config = replace(
-        PRESETS[preset],
-        seed=seed,
-        out=folder,
-        start_from=start,
-        data_dir=data_dir,
-        device="cpu",
-        tensorboard=False,
-        epochs=epochs or PRESETS[preset].epochs,
-    )
-    if not (folder / "checkpoints" / "last.pt").exists() or load_run(folder).epoch < config.epochs:
-        began = time.process_time()
-        if (folder / "config.json").exists():
-            resume(folder)
-        else:
-            fit(config)
-            note.write_text(f"{time.process_time() - began:.1f}")
-    return load_run(folder, device="cpu"), float(note.read_text()) if note.exists() else None
 
 
 def train(

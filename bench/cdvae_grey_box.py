@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cdvae_digits import trained
 from hardware import hardware
 from rich.console import Console
+from trained_run import trained
 
 import robustfast
 from robustfast.evaluation.cdvae import grey_box

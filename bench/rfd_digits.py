@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from trained_run import trained
 
 import robustfast
 from robustfast.attacks import PGD
@@ -30,9 +30,8 @@ from robustfast.evaluation.rfd.angles import angles
 from robustfast.evaluation.rfd.rates import rates
 from robustfast.models import Network
 from robustfast.training.checkpoint import write_durably
-from robustfast.training.fit import fit, resume
 from robustfast.training.presets import PRESETS
-from robustfast.training.run_folder import Run, load_run
+from robustfast.training.run_folder import Run
 from robustfast.training.run_objective import run_objective
 
 RESULTS = Path(__file__).parent / "results" / "runs"
@@ -43,22 +42,6 @@ GOALS = {
     "angle of z_nr over that of z_r": 3.0,
 }
 """What is expected at the least."""
-
-
-def trained(preset: str, seed: int, folder: Path, epochs: int | None) -> tuple[Run, float | None]:
-    """The run, and the CPU seconds that its training took without a stop; None where it was resumed."""
-    note = folder.with_suffix(".cpu_seconds")
-    config = replace(PRESETS[preset], seed=seed, out=folder, device="cpu", tensorboard=False)
-    if epochs is not None:
-        config = replace(config, epochs=epochs)
-    if not (folder / "checkpoints" / "last.pt").exists() or load_run(folder).epoch < config.epochs:
-        began = time.process_time()
-        if (folder / "config.json").exists():
-            resume(folder)
-        else:
-            fit(config)
-            note.write_text(f"{time.process_time() - began:.1f}")
-    return load_run(folder, device="cpu"), float(note.read_text()) if note.exists() else None
 
 
 def accuracy(model: Network, x: Tensor, y: Tensor) -> float:
@@ -107,7 +90,7 @@ def main() -> None:
             "images": len(y),
         }
         for preset in ("digits-rfd-at", "digits-rfd"):
-            run, spent = trained(preset, seed, arguments.work / f"{preset}-{seed}", arguments.epochs)
+            run, spent = trained(preset, seed, arguments.work / f"{preset}-{seed}", epochs=arguments.epochs)
             started = json.loads((run.path / "config.json").read_text())
             document[preset] = measured(run, x, y) | {"epochs": run.epoch, "cpu_seconds": spent}
             document.setdefault(

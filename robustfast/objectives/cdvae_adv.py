@@ -16,6 +16,7 @@ from robustfast.attacks.margin_pgd import MarginPGD
 from robustfast.errors import UserError
 from robustfast.models import Network
 from robustfast.models.class_disentangled import ClassDisentangled, Split
+from robustfast.models.untrained import untrained
 from robustfast.objectives.objective import Objective, Phase
 from robustfast.ops import margin_loss
 from robustfast.seeds import derive
@@ -146,13 +147,7 @@ class CDVAEAdv(Objective):
     def started(self) -> None:
         parts = {"auto-encoder": self.model.generator, "classifier of G(x)": self.model.classifier("g")}
         for title, part in parts.items():
-            # Batch norms count the batches that they have seen; what has none cannot be told.
-            counts = [
-                int(value)
-                for name, value in part.named_buffers()  # type: ignore[union-attr]
-                if name.endswith("num_batches_tracked")
-            ]
-            if counts and not any(counts):
+            if part is not None and untrained(part):
                 raise UserError(
                     f"the {title} was never trained, and this training hardens trained ones: give "
                     f"--start-from RUN,classifier_g=RUN2, a run of cdvae and one of a classifier"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from robustfast.attacks import AttackConfig, eval_mode
 from robustfast.errors import UserError
 from robustfast.models import ClassDisentangled
 from robustfast.models.class_disentangled import PARTS
+from robustfast.models.untrained import untrained
 from robustfast.objectives.objective import Objective, Phase
 
 __all__ = ["CDVAEClassifier"]
@@ -61,13 +63,7 @@ class CDVAEClassifier(Objective):
 
     def started(self) -> None:
         generator = self.model.generator
-        if self.config.part == "x" or generator is None:
-            return
-        # Its batch norms count the batches that they have seen.
-        seen = [
-            int(count) for name, count in generator.named_buffers() if name.endswith("num_batches_tracked")
-        ]
-        if seen and not any(seen):
+        if self.config.part != "x" and generator is not None and untrained(generator):
             raise UserError(
                 f"the auto-encoder was never trained, and part {self.config.part} is what it makes: give "
                 f"--start-from RUN, a run of cdvae"
@@ -75,11 +71,9 @@ class CDVAEClassifier(Objective):
 
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
         part = self.config.part
-        with torch.no_grad():
-            if part == "x" or self.model.generator is None:
-                seen = self.model.normalisation(x)
-            else:
-                with eval_mode(self.model.generator):
-                    seen = self.model.part(x, part)
+        with ExitStack() as modes, torch.no_grad():
+            if self.model.generator is not None:
+                modes.enter_context(eval_mode(self.model.generator))
+            seen = self.model.part(x, part)
         loss = F.cross_entropy(self.model.classifier(part)(seen), y)
         yield Phase("model", loss, {"ce": loss.detach()})

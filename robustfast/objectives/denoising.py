@@ -9,6 +9,7 @@ from torch import nn
 from robustfast.attacks import PGD, AttackConfig
 from robustfast.errors import UserError
 from robustfast.models import Denoised, Network
+from robustfast.models.untrained import untrained
 from robustfast.objectives.objective import Objective
 
 __all__ = ["Denoising"]
@@ -37,10 +38,7 @@ class Denoising(Objective):
         return {"denoiser": list(self.model.denoiser.parameters())}
 
     def started(self) -> None:
-        buffers = self.model.classifier_x.named_buffers()
-        # Batch norms count the batches that they have seen; a classifier without any cannot be told.
-        seen = [int(count) for name, count in buffers if name.endswith("num_batches_tracked")]
-        if seen and not any(seen):
+        if untrained(self.model.classifier_x):
             raise UserError(
                 "the classifier behind the denoiser was never trained, and is not trained here: give --start-from RUN, "
                 "a run of cdvae_classifier on x, such as digits-cdvae-x"

@@ -16,11 +16,16 @@ from robustfast.evaluation.attack_names import parse
 from robustfast.evaluation.cdvae.classifiers import split_network
 from robustfast.evaluation.cdvae.threat import linf
 from robustfast.evaluation.parts import PartContext
+from robustfast.models.class_disentangled import Split
 
-__all__ = ["STEPS", "Attacked", "attacked", "in_words", "mean_std"]
+__all__ = ["IMAGES", "STEPS", "Attacked", "attacked", "in_words", "mean_std", "of_both"]
 
 STEPS = 20
 """The paper does not say how many for its analysis."""
+
+
+IMAGES = ("x", "g", "r", "x_adv", "g_adv", "r_adv", "delta", "delta_g", "delta_r")
+"""What `of_both` gives, in the order of table 2 and figure 2."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,18 @@ def attacked(context: PartContext) -> Attacked:
     named = parse(f"pgd-c{context.steps(STEPS)}")
     attack = named.build(model, linf(context.run), seed=context.request.seed)
     return Attacked(attack, model, {**named.as_json(attack), "model": title})
+
+
+def of_both(clean: Split, moved: Split) -> dict[str, Tensor]:
+    """The parts of images and of attacked ones and their differences, clean minus attacked (equation 6), by `IMAGES`:
+    each [B, C, H, W], normalised."""
+    parts = ("x", "g", "r")
+    names = {"x": "delta", "g": "delta_g", "r": "delta_r"}
+    return {
+        **{part: getattr(clean, part) for part in parts},
+        **{f"{part}_adv": getattr(moved, part) for part in parts},
+        **{names[part]: getattr(clean, part) - getattr(moved, part) for part in parts},
+    }
 
 
 def in_words(settings: dict[str, Any]) -> str:

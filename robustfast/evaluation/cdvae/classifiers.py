@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustfast.errors import UserError
 from robustfast.evaluation.parts import PartContext, Request, labelled
@@ -15,12 +14,11 @@ from robustfast.training.run_folder import Run, RunFolder, load_run
 
 __all__ = [
     "SHOWN",
-    "PartModel",
     "classifiers",
     "no_generator",
-    "part_model",
     "parts_of",
     "promised",
+    "same_weights",
     "split_network",
 ]
 
@@ -29,45 +27,6 @@ SHOWN = {"x": "x", "r": "R(x)", "g": "G(x)"}
 
 # The objective whose runs are classifiers of a part by another run's G.
 _METHOD = "cdvae_classifier"
-
-
-class PartModel(nn.Module):
-    """A classifier of one part of images in [0, 1], which are split by a network's G: [B, C, H, W] to logits [B, K].
-
-    Args:
-        network: splits the images.
-        part: "x", "g" or "r".
-        classifier: of normalised images; without one `forward` gives the part itself.
-    """
-
-    def __init__(
-        self, network: ClassDisentangled, part: str, classifier: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        super().__init__()
-        self.network, self.part, self.classifier = network, part, classifier
-
-    def forward(self, x: Tensor) -> Tensor:
-        seen = self.network.part(x, self.part)
-        return seen if self.classifier is None else self.classifier(seen)
-
-    def extra_repr(self) -> str:
-        return f"part={self.part}"
-
-
-def part_model(
-    network: ClassDisentangled, part: str, classifier: Callable[[Tensor], Tensor] | None = None
-) -> PartModel:
-    """The classifier of a part as a model of images in [0, 1], in eval mode: its gradients run through G.
-
-    Args:
-        network: splits the images.
-        part: "x", "g" or "r".
-        classifier: of normalised images; the network's own of that part where none is given.
-
-    Raises:
-        ValueError: an unknown part, or a network without a classifier of it where none is given.
-    """
-    return PartModel(network, part, network.classifier(part) if classifier is None else classifier).eval()
 
 
 def no_generator(run: Run) -> str | None:
@@ -186,7 +145,7 @@ def _comparable(flag: str, run: Run, context: PartContext) -> bool:
             f"{flag} {run.path}: {run.config.network} normalises images otherwise than {context.run.config.network} of "
             f"{context.path}; name runs of one family of networks"
         )
-    if network.generator is None or _same(network.generator, own.generator):
+    if network.generator is None or same_weights(network.generator, own.generator):
         return True
     if run.config.method == _METHOD:
         raise UserError(
@@ -201,7 +160,8 @@ def _shape(folder: RunFolder) -> str:
     return f"{folder.num_classes} classes and {folder.channels}-channel images{size}"
 
 
-def _same(one: nn.Module, other: nn.Module | None) -> bool:
+def same_weights(one: nn.Module, other: nn.Module | None) -> bool:
+    """Whether two modules hold the same weights and buffers under the same names, to the bit."""
     mine, theirs = one.state_dict(), {} if other is None else other.state_dict()
     return mine.keys() == theirs.keys() and all(
         value.shape == theirs[key].shape and torch.equal(value, theirs[key]) for key, value in mine.items()

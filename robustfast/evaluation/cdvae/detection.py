@@ -9,17 +9,12 @@ from statistics import fmean
 from typing import Any
 
 from robustfast.errors import UserError
-from robustfast.evaluation.cdvae.classifiers import (
-    PartModel,
-    classifiers,
-    no_generator,
-    part_model,
-    split_network,
-)
+from robustfast.evaluation.cdvae.classifiers import classifiers, no_generator, split_network
 from robustfast.evaluation.cdvae.detection_samples import ATTACKS, NoiseRule, samples
 from robustfast.evaluation.cdvae.detection_scores import DETECTORS, Candidates, PartDetectors, scored
 from robustfast.evaluation.cdvae.detection_table import detection_tables
 from robustfast.evaluation.detectors import Outcome, known_attack, unseen_attack
+from robustfast.evaluation.detectors.parts import PartModel, part_model
 from robustfast.evaluation.parts import Part, PartContext, PartResult, Request
 from robustfast.evaluation.pieces import Pieces, pieces
 from robustfast.training.run_folder import Run
@@ -191,10 +186,6 @@ def _make(context: PartContext, rule: NoiseRule = "fixed") -> PartResult:
     return PartResult(numbers, detection_tables(numbers, context.path.name))
 
 
-def _unfit(run: Run) -> str | None:
-    return no_generator(run)
-
-
 class _OnlyNamed(Part):
     """A part that is made where it is named, and left out where all parts are made."""
 
@@ -210,13 +201,13 @@ PART = Part(
     "detection",
     "attacked images detected on x and on x - G(x) (tables 4 and 5)",
     _make,
-    unfit=_unfit,
+    unfit=no_generator,
     takes=_TAKES,
 )
 EQUAL_NOISE = _OnlyNamed(
     "detection-equal-noise",
     "the same beside noise as long as the attack's change",
     partial(_make, rule="equal"),
-    unfit=_unfit,
+    unfit=no_generator,
     takes=_TAKES,
 )

@@ -14,7 +14,7 @@ from robustfast.attacks.draws import normal
 from robustfast.errors import UserError
 from robustfast.evaluation.attack_names import NamedAttack
 from robustfast.evaluation.cdvae import threat
-from robustfast.evaluation.cdvae.classifiers import PartModel
+from robustfast.evaluation.detectors.parts import PartModel
 from robustfast.evaluation.parts import PartContext
 from robustfast.evaluation.picked import evaluated, picked
 from robustfast.evaluation.pieces import Pieces

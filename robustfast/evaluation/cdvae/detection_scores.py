@@ -10,7 +10,6 @@ from torch import Tensor
 
 from robustfast.errors import UserError
 from robustfast.evaluation import detectors
-from robustfast.evaluation.cdvae.classifiers import PartModel
 from robustfast.evaluation.cdvae.detection_samples import Samples, Triple
 from robustfast.evaluation.detectors import (
     MAGNITUDES,
@@ -20,6 +19,7 @@ from robustfast.evaluation.detectors import (
     LocalIntrinsicDimensionality,
     Mahalanobis,
 )
+from robustfast.evaluation.detectors.parts import PartModel
 from robustfast.evaluation.parts import PartContext
 from robustfast.evaluation.picked import picked
 from robustfast.evaluation.pieces import Pieces

@@ -15,11 +15,11 @@ from torch import Tensor
 from robustfast.attacks import Attack
 from robustfast.errors import UserError
 from robustfast.evaluation.cdvae import grey_box
-from robustfast.evaluation.cdvae.classifiers import no_generator, part_model, split_network
+from robustfast.evaluation.cdvae.classifiers import no_generator, same_weights, split_network
 from robustfast.evaluation.cdvae.detection import detected
 from robustfast.evaluation.cdvae.detection_scores import beside
 from robustfast.evaluation.cdvae.reconstruction import unexplained
-from robustfast.evaluation.model_digests import weights_digest
+from robustfast.evaluation.detectors.parts import part_model
 from robustfast.evaluation.parts import Part, PartContext, PartResult, Request, labelled
 from robustfast.evaluation.pieces import Pieces, pieces
 from robustfast.evaluation.tables import percent
@@ -132,8 +132,8 @@ def _same_generator(judge: Run, run: Run) -> bool:
     """Whether a run is one of a classifier on the parts that another run's G makes."""
     if judge.config.method != "cdvae_classifier" or no_generator(judge) is not None:
         return False
-    mine, theirs = (weights_digest(split_network(own).generator) for own in (judge, run))  # type: ignore[arg-type]
-    return mine == theirs
+    one, other = split_network(judge).generator, split_network(run).generator
+    return one is not None and same_weights(one, other)
 
 
 def _of(member: _Member, kept: Pieces, source: Callable[[Tensor], Tensor] | None) -> dict[str, Any]:

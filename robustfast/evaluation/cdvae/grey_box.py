@@ -23,8 +23,9 @@ from torch import Tensor
 from robustfast.attacks import PGDC, Attack, MarginPGD, StAdv
 from robustfast.errors import UserError
 from robustfast.evaluation.attack_names import NamedAttack
-from robustfast.evaluation.cdvae.classifiers import classifiers, no_generator, part_model, split_network
+from robustfast.evaluation.cdvae.classifiers import classifiers, no_generator, split_network
 from robustfast.evaluation.cdvae.threat import l2, linf
+from robustfast.evaluation.detectors.parts import part_model
 from robustfast.evaluation.model_digests import weights_digest
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.pieces import pieces

@@ -7,27 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustfast.evaluation.cdvae.attacked import attacked, in_words
+from robustfast.evaluation.cdvae.attacked import IMAGES, attacked, in_words, of_both
 from robustfast.evaluation.cdvae.classifiers import no_generator, split_network
 from robustfast.evaluation.examples import one_of_each
 from robustfast.evaluation.parts import Part, PartContext, PartResult
+from robustfast.evaluation.picked import evaluated, picked
 from robustfast.visualization.activation_maps import ActivationMap, activation_maps
 
 __all__ = ["COLUMNS", "PART", "stretched"]
 
 COLUMNS = 8
 
-_ROWS = {
-    "x": "x",
-    "g": "G(x)",
-    "r": "R(x)",
-    "x_adv": "x'",
-    "g_adv": "G(x')",
-    "r_adv": "R(x')",
-    "delta": "|delta|",
-    "delta_g": "|delta_G|",
-    "delta_r": "|delta_R|",
-}
+_HEADINGS = ("x", "G(x)", "R(x)", "x'", "G(x')", "R(x')", "|delta|", "|delta_G|", "|delta_R|")
+_ROWS = dict(zip(IMAGES, _HEADINGS, strict=True))
 
 
 def stretched(images: Tensor) -> tuple[Tensor, float, float]:
@@ -38,24 +30,15 @@ def stretched(images: Tensor) -> tuple[Tensor, float, float]:
 
 def _make(context: PartContext) -> PartResult:
     network, by = split_network(context.run), attacked(context)
-    evaluated = torch.arange(context.images) * len(context.split) // context.images
-    chosen = one_of_each(context.split.labels[evaluated], min(COLUMNS, context.images))
-    positions = evaluated[chosen]
+    looked_at = evaluated(context, context.images)
+    positions = looked_at[one_of_each(context.split.labels[looked_at], min(COLUMNS, context.images))]
     found: list[dict[str, Tensor]] = []
-    for x, y, index in context.batches(context.split.take(positions)):
-        x_adv = by.attack(x, y, positions.to(index.device)[index])
+    for x, y, place in picked(context, positions):
+        x_adv = by.attack(x, y, place)
         with torch.no_grad():
-            clean, moved = network.split(x), network.split(x_adv)
+            both = of_both(network.split(x), network.split(x_adv))
             values = {
-                "x": clean.x,
-                "g": clean.g,
-                "r": clean.r,
-                "x_adv": moved.x,
-                "g_adv": moved.g,
-                "r_adv": moved.r,
-                "delta": (clean.x - moved.x).abs(),
-                "delta_g": (clean.g - moved.g).abs(),
-                "delta_r": (clean.r - moved.r).abs(),
+                **{name: part.abs() if name.startswith("delta") else part for name, part in both.items()},
                 "predicted": by.model(x).argmax(1),
                 "attacked": by.model(x_adv).argmax(1),
             }

@@ -8,7 +8,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from robustfast.evaluation.cdvae.attacked import attacked, in_words, mean_std
+from robustfast.evaluation.cdvae.attacked import IMAGES, attacked, in_words, mean_std, of_both
 from robustfast.evaluation.cdvae.classifiers import no_generator, split_network
 from robustfast.evaluation.parts import Part, PartContext, PartResult
 from robustfast.evaluation.pieces import pieces
@@ -18,18 +18,8 @@ __all__ = ["NORMS", "PART", "norms"]
 
 NORMS = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
 
-_ROWS = {
-    "x": "x",
-    "g": "G(x)",
-    "r": "R(x)",
-    "x_adv": "x'",
-    "g_adv": "G(x')",
-    "r_adv": "R(x')",
-    "delta": "delta = x - x'",
-    "delta_g": "delta_G",
-    "delta_r": "delta_R",
-    "delta_z": "delta_z",
-}
+_HEADINGS = ("x", "G(x)", "R(x)", "x'", "G(x')", "R(x')", "delta = x - x'", "delta_G", "delta_R", "delta_z")
+_ROWS = dict(zip((*IMAGES, "delta_z"), _HEADINGS, strict=True))
 
 
 def norms(values: Tensor) -> dict[str, Tensor]:
@@ -45,18 +35,7 @@ def _make(context: PartContext) -> PartResult:
         x_adv = by.attack(x, y, positions)
         with torch.no_grad():
             clean, moved = network.split(x), network.split(x_adv)
-        values = {
-            "x": clean.x,
-            "g": clean.g,
-            "r": clean.r,
-            "x_adv": moved.x,
-            "g_adv": moved.g,
-            "r_adv": moved.r,
-            "delta": clean.x - moved.x,
-            "delta_g": clean.g - moved.g,
-            "delta_r": clean.r - moved.r,
-            "delta_z": clean.latent - moved.latent,
-        }
+        values = {**of_both(clean, moved), "delta_z": clean.latent - moved.latent}
         return {f"{name} {norm}": v for name, value in values.items() for norm, v in norms(value).items()}
 
     with pieces(context, PART.name) as kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ Model = Callable[[Tensor], Tensor]
 Self = TypeVar("Self", bound="Detector")
 
 
-class Detector:
+class Detector(ABC):
     """Scores of images that are high for clean ones and low for adversarial ones, one for each layer looked at.
 
     Passes run in eval mode; modes, buffers and gradients of the model stay as they are. Spatial features are averaged
@@ -96,6 +97,7 @@ class Detector:
         with eval_mode(self.input):  # type: ignore[arg-type]
             return self.default_layers(model, fed(self.input, x))
 
+    @abstractmethod
     def score(self, x: Tensor) -> Tensor:
         """How clean images look: float64 [N, layers] on the CPU, in the order of `layers`; higher is cleaner.
 
@@ -105,11 +107,10 @@ class Detector:
         Raises:
             UserError: not fitted, no image, or features that are not finite.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def sweep(self, x: Tensor, settings: Iterable[float]) -> dict[float, Tensor]:
         """`score` under several values of the detector's own parameter, from the same passes as far as they go."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """What was fitted: tensors, numbers and names that `torch.save` writes and `weights_only=True` reads back.
@@ -143,22 +144,25 @@ class Detector:
             )
         return self._reader
 
+    @abstractmethod
     def _begin(self) -> None:
         """Forget."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, features: dict[str, Tensor], logits: Tensor, y: Tensor) -> bool:
         """One batch to fit on; whether more are wanted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self) -> None:
-        raise NotImplementedError
+        """Make what was taken into what scores."""
 
+    @abstractmethod
     def _state(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What `_restore` takes: plain values and tensors."""
 
+    @abstractmethod
     def _restore(self, state: Mapping[str, Any], device: torch.device) -> None:
-        raise NotImplementedError
+        """The inverse of `_state`, on the device of the model."""
 
 
 def _names(layers: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from robustfast.models import ClassDisentangled
@@ -19,26 +21,37 @@ class PartInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.network.part(x, self.part)
 
+    def extra_repr(self) -> str:
+        return f"part={self.part}"
+
 
 class PartModel(PartInput):
-    """Images in [0, 1] to the logits [B, C] of the classifier of a part. Attributes: `network`, `part`."""
+    """Images in [0, 1] to the logits [B, C] of a classifier of a part. Attributes: `network`, `part`, `classifier`."""
+
+    def __init__(self, network: ClassDisentangled, part: str, classifier: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(network, part)
+        self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network.classifier(self.part)(super().forward(x))
+        return self.classifier(super().forward(x))
 
 
-def part_model(network: ClassDisentangled, part: str) -> PartModel:
+def part_model(
+    network: ClassDisentangled, part: str, classifier: Callable[[Tensor], Tensor] | None = None
+) -> PartModel:
     """The classifier of a part behind what splits the image: D-hat(x), D_G(G(x)) or D(x - G(x)).
 
+    Its gradients run through G. It leaves the modes of the networks as they are.
+
     Args:
-        network: images in [0, 1] to ways.
+        network: splits the images.
         part: "x", "g" or "r".
+        classifier: of normalised images [B, C, H, W]; the network's own of that part where none is given.
 
     Raises:
-        ValueError: the network has no classifier of that part.
+        ValueError: an unknown part, or a network without a classifier of it where none is given.
     """
-    network.classifier(part)
-    return PartModel(network, part)
+    return PartModel(network, part, network.classifier(part) if classifier is None else classifier)
 
 
 def part_input(network: ClassDisentangled, part: str) -> PartInput:

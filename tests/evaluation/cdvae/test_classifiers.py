@@ -17,10 +17,10 @@ from robustfast.errors import UserError
 from robustfast.evaluation.cdvae.classifiers import (
     classifiers,
     no_generator,
-    part_model,
     promised,
     split_network,
 )
+from robustfast.evaluation.detectors.parts import part_model
 from robustfast.evaluation.model_digests import weights_digest
 from robustfast.evaluation.parts import Request
 

@@ -14,12 +14,13 @@ from rich.table import Table
 from torch import Tensor
 
 from robustfast.evaluation.cdvae import detection, detection_samples, detection_scores
-from robustfast.evaluation.cdvae.classifiers import classifiers, part_model, split_network
+from robustfast.evaluation.cdvae.classifiers import classifiers, split_network
 from robustfast.evaluation.cdvae.detection import METRICS, detected
 from robustfast.evaluation.cdvae.detection_samples import ATTACKS, attacks, kept, noisy, samples
 from robustfast.evaluation.cdvae.detection_scores import PartDetectors, layers_of, scored
 from robustfast.evaluation.cdvae.detection_table import detection_tables
 from robustfast.evaluation.detectors import LocalIntrinsicDimensionality, Samples
+from robustfast.evaluation.detectors.parts import part_model
 from robustfast.evaluation.parts import PartContext
 from robustfast.evaluation.pieces import Pieces
 from robustfast.models.class_disentangled import Normalisation
