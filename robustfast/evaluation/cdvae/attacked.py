@@ -18,7 +18,7 @@ from robustfast.evaluation.cdvae.threat import linf
 from robustfast.evaluation.parts import PartContext
 from robustfast.models.class_disentangled import Split
 
-__all__ = ["IMAGES", "STEPS", "Attacked", "attacked", "in_words", "mean_std", "of_both"]
+__all__ = ["IMAGES", "STEPS", "Attacked", "attacked", "check_classes", "in_words", "mean_std", "of_both"]
 
 STEPS = 20
 """The paper does not say how many for its analysis."""
@@ -56,7 +56,7 @@ def attacked(context: PartContext) -> Attacked:
     model, title = network.way(way), {"n": "D(x - G(x))", "r": "D_G(G(x))"}.get(way, f"way {way}")
     if context.request.source is not None:
         model, title = context.source(), context.request.source
-        _check_classes(context, model, network.way(way))
+        check_classes(context, model, network.way(way))
     named = parse(f"pgd-c{context.steps(STEPS)}")
     attack = named.build(model, linf(context.run), seed=context.request.seed)
     return Attacked(attack, model, {**named.as_json(attack), "model": title})
@@ -88,9 +88,14 @@ def mean_std(values: Tensor) -> dict[str, float]:
     return {"mean": wide.mean().item(), "std": wide.std(correction=0).item()}
 
 
-def _check_classes(
+def check_classes(
     context: PartContext, source: Callable[[Tensor], Tensor], own: Callable[[Tensor], Tensor]
 ) -> None:
+    """Refuse a model of ``--source`` that gives other logits for an image than `own`, a model of the run.
+
+    Raises:
+        UserError: it does.
+    """
     x = next(context.batches())[0][:1]
     with torch.no_grad():
         theirs, ours = source(x), own(x)

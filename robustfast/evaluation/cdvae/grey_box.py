@@ -21,8 +21,8 @@ from rich.table import Table
 from torch import Tensor
 
 from robustfast.attacks import PGDC, Attack, MarginPGD, StAdv
-from robustfast.errors import UserError
 from robustfast.evaluation.attack_names import NamedAttack
+from robustfast.evaluation.cdvae.attacked import check_classes
 from robustfast.evaluation.cdvae.classifiers import classifiers, no_generator, split_network
 from robustfast.evaluation.cdvae.threat import l2, linf
 from robustfast.evaluation.detectors.parts import part_model
@@ -101,7 +101,7 @@ def judges(context: PartContext, source: Model) -> dict[str, Model]:
 
 def _make(context: PartContext) -> PartResult:
     run, source = context.run, context.source()
-    _check_classes(context, source)
+    check_classes(context, source, run.model)
     rows = judges(context, source)
     strength = {"steps": context.steps(STEPS), "seed": context.request.seed}
     against = attacks(source, run, **strength)
@@ -152,17 +152,6 @@ def _judged(rows: Mapping[str, Model], attack: Attack | None) -> Callable[..., d
 def _described(column: str, attack: Attack) -> dict[str, Any]:
     """Every setting of an attack, defaults included, as plain values for the file."""
     return NamedAttack(column, attack.name, attack.norm if attack.norms else attack.name).as_json(attack)
-
-
-def _check_classes(context: PartContext, source: Model) -> None:
-    x = next(context.batches())[0][:1]
-    with torch.no_grad():
-        ours, theirs = context.run.model(x), source(x)
-    if ours.shape != theirs.shape:
-        raise UserError(
-            f"--source {context.request.source}: {theirs.shape[1]} classes, expected the {ours.shape[1]} of "
-            f"{context.path}"
-        )
 
 
 PART = Part(

@@ -179,5 +179,7 @@ def test_what_it_refuses(context: Callable[..., PartContext], monkeypatch: pytes
     assert PART.obstacle(here.run, Request()) == "needs --source: name D-hat (a run of cdvae-x) there"
     three = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
     monkeypatch.setattr(type(here), "source", lambda self: three)
-    with pytest.raises(UserError, match=r"--source three: 3 classes, expected the 10 of .*cdvae"):
+    with pytest.raises(
+        UserError, match=r"--source three: it gives \[1, 3\] for one image, expected the 10 logits of .*cdvae"
+    ):
         PART.make(here)
