@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustfast.attacks.modes import module_of
 from robustfast.ops.backend import active_backend
+from robustfast.streams import captured, two_streams_wanted
 
 __all__ = [
     "CaptureError",
@@ -164,17 +165,18 @@ def capture(
     if device not in memory:
         memory[device] = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
     pool, stream = memory[device]
-    with on_stream(stream):
-        # cuDNN picks its algorithms, cuBLAS allocates its workspace and Triton compiles now: none of it is possible
-        # under capture.
-        run()
-        with refuse_waits():
+    with captured():
+        with on_stream(stream):
+            # cuDNN picks its algorithms, cuBLAS allocates its workspace and Triton compiles now: none of it is possible
+            # under capture.
             run()
-    try:
-        graph, _ = record(run, stream, pool)
-    except CaptureError:
-        del memory[device]
-        raise
+            with refuse_waits():
+                run()
+        try:
+            graph, _ = record(run, stream, pool)
+        except CaptureError:
+            del memory[device]
+            raise
 
     def replay(values: Buffers) -> Buffers:
         load(values)
@@ -278,7 +280,7 @@ def _key(module: nn.Module, buffers: Buffers) -> tuple[Hashable, ...]:
     )
     device = buffers["x"].device.type
     precision = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-    return kinds, precision, active_backend(), id(module), addresses(module)
+    return kinds, precision, active_backend(), two_streams_wanted(), id(module), addresses(module)
 
 
 def addresses(module: nn.Module) -> tuple[int, ...]:

@@ -139,9 +139,8 @@ class _LanePGD(PGD):
         model, lanes, seen = self.model, self.lanes, self._seen
 
         def logits(*leaves: Tensor) -> Tensor:
-            z: dict[str, Sequence[Tensor]] = {}
-            for (encoder, (first, last)), images in zip(seen.items(), leaves, strict=True):
-                z[encoder] = model.encode(images, encoder)[encoder].chunk(last - first)
+            encoded = model.encode_each(dict(zip(seen, leaves, strict=True)))
+            z = {encoder: encoded[encoder].chunk(last - first) for encoder, (first, last) in seen.items()}
             return torch.cat(
                 [
                     model.decode({e: z[e][lane - seen[e][0]] for e in ENCODERS[way]}, way)[way]

@@ -13,6 +13,7 @@ from robustfast.errors import UserError
 from robustfast.models.backbone import builder
 from robustfast.models.network import Network, Way, check_letters
 from robustfast.ops import three_way_head
+from robustfast.streams import branch
 
 __all__ = ["ENCODERS", "ThreeWay", "Way"]
 
@@ -65,9 +66,27 @@ class ThreeWay(Network):
 
     def encode(self, x: Tensor, which: str = "rn") -> dict[str, Tensor]:
         """Representations [B, H] of images `x` by the encoders named, "r", "n" or both; each runs once."""
-        encoders = {"r": self.encoder_r, "n": self.encoder_n}
         check_letters("encoders", which, "rn")
-        return {name: encoders[name](x) for name in which}
+        return self.encode_each(dict.fromkeys(which, x))
+
+    def encode_each(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Representations [B, H] by each encoder named, "r", "n" or both, of its own images [B, ...].
+
+        In a CUDA graph encoder n has a stream of its own, and runs beside r (`robustfast.streams`).
+        """
+        check_letters("encoders", "".join(images), "rn")
+        encoders = {"r": self.encoder_r, "n": self.encoder_n}
+        # Forked before r is launched, and for n alone too: its weights' casts and gradients belong to that stream.
+        fork = branch(images["n"].device) if "n" in images else None
+        if fork is None:
+            return {name: encoders[name](x) for name, x in images.items()}
+        try:
+            return {
+                name: fork.run(encoders[name], x) if name == "n" else encoders[name](x)
+                for name, x in images.items()
+            }
+        finally:
+            fork.join()
 
     def decode(self, z: Mapping[str, Tensor], ways: str = "srn") -> dict[str, Tensor]:
         """Logits [B, C] of each way named in `ways` from representations as `encode` returns them.

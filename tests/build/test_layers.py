@@ -13,7 +13,7 @@ PACKAGE = ROOT / "robustfast"
 
 # Lowest first. A module imports from its own layer and from those before it.
 LAYERS = (
-    ("errors", "registry", "seeds", "distributed", "together", "signals"),
+    ("errors", "registry", "seeds", "distributed", "together", "signals", "streams"),
     ("reference", "kernels", "_C"),
     ("ops",),
     ("attacks", "models", "data"),
