@@ -1,5 +1,6 @@
 """Fused ops: one public function each, on four backends that agree with the reference."""
 
+from robustfast.ops.affine_relu import affine_relu
 from robustfast.ops.apgd_step import apgd_step
 from robustfast.ops.apgd_track import apgd_track
 from robustfast.ops.asymmetric_cross_entropy import asymmetric_cross_entropy
@@ -16,6 +17,7 @@ from robustfast.ops.three_way_head import three_way_head
 
 __all__ = [
     "OPS",
+    "affine_relu",
     "apgd_step",
     "apgd_track",
     "asymmetric_cross_entropy",
