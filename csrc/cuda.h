@@ -1,8 +1,10 @@
-// What every CUDA kernel needs: the current stream, vector access, and sums over a block.
+// What every CUDA kernel needs: the current stream, launch parameters, vector access, and sums over a block.
 #pragma once
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstdlib>
+#include <string_view>
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
@@ -16,15 +18,30 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// kWidth values that travel as one memory transaction.
+// A launch parameter, named OP_WHAT: `chosen`, which bench/tune.py measured, or what it tries in the meantime by
+// ROBUSTFAST_LAUNCH="NAME=VALUE,...". Set when the first kernel is launched, the variable is read at each launch; else
+// it is not looked at again. Each name stands at one place of the sources.
+inline int64_t launch_setting(std::string_view name, int64_t chosen) {
+  static const bool tried = std::getenv("ROBUSTFAST_LAUNCH") != nullptr;
+  const char* given = tried ? std::getenv("ROBUSTFAST_LAUNCH") : nullptr;
+  for (std::string_view rest = given ? given : ""; !rest.empty();) {
+    const std::string_view one = rest.substr(0, rest.find(','));
+    rest.remove_prefix(one.size() < rest.size() ? one.size() + 1 : rest.size());
+    if (one.size() > name.size() && one.substr(0, name.size()) == name && one[name.size()] == '=')
+      return std::strtoll(one.data() + name.size() + 1, nullptr, 10);
+  }
+  return chosen;
+}
+
+// kWidth values that travel as one memory transaction, or as several of 16 bytes.
 template <typename T, int kWidth>
-struct alignas(sizeof(T) * kWidth) Vector {
+struct alignas(sizeof(T) * kWidth < 16 ? sizeof(T) * kWidth : 16) Vector {
   T v[kWidth];
 };
 
 template <typename T, int kWidth>
 inline bool aligned(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % (sizeof(T) * kWidth) == 0;
+  return reinterpret_cast<uintptr_t>(p) % alignof(Vector<T, kWidth>) == 0;
 }
 
 struct Add {

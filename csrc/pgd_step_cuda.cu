@@ -10,6 +10,7 @@
 
 #include "cuda.h"
 #include "layout.h"
+#include "sample_sums.h"
 
 namespace robustfast {
 namespace {
@@ -30,21 +31,44 @@ struct PerSample {
   __device__ T operator[](int64_t i) const { return data ? data[i * stride] : value; }
 };
 
-template <typename T, typename G, int kWidth>
-__global__ void __launch_bounds__(256)
-    step_linf(const T* x_adv, const G* __restrict__ g, const T* __restrict__ x, T* out, int64_t vectors, int64_t n,
+constexpr int kMostThreads = 512;  // of step_linf
+
+// Each thread has kVectors vectors of kWidth values, all in flight before the first is used. A sample is the work of
+// `across` blocks, so that no thread divides; sizes that are one for all make one sample of the whole batch.
+template <typename T, typename G, int kWidth, int kVectors>
+__global__ void __launch_bounds__(kMostThreads)
+    step_linf(const T* x_adv, const G* __restrict__ grad, const T* __restrict__ x, T* out, int64_t n, unsigned across,
               PerSample<T> step_size, PerSample<T> eps, Bounds<T> bounds) {
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= vectors) return;
-  const auto a = reinterpret_cast<const Vector<T, kWidth>*>(x_adv)[i];
-  const auto d = reinterpret_cast<const Vector<G, kWidth>*>(g)[i];
-  const auto c = reinterpret_cast<const Vector<T, kWidth>*>(x)[i];
-  const int64_t sample = i * kWidth / n;  // a vector never spans two samples: n % kWidth == 0
+  using Image = Vector<T, kWidth>;
+  using Gradient = Vector<G, kWidth>;
+  const unsigned sample = blockIdx.x / across;
+  const int64_t start = sample * n, vectors = n / kWidth;
+  const auto* from = reinterpret_cast<const Image*>(x_adv + start);
+  const auto* along = reinterpret_cast<const Gradient*>(grad + start);
+  const auto* around = reinterpret_cast<const Image*>(x + start);
+  auto* to = reinterpret_cast<Image*>(out + start);
   const T s = step_size[sample], e = eps[sample];
-  Vector<T, kWidth> o;
+  const int64_t first = int64_t(blockIdx.x - sample * across) * kVectors * blockDim.x + threadIdx.x;
+  Image a[kVectors], c[kVectors];
+  Gradient g[kVectors];
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j) o.v[j] = pgd_step_linf(a.v[j], static_cast<T>(d.v[j]), c.v[j], s, e, bounds);
-  reinterpret_cast<Vector<T, kWidth>*>(out)[i] = o;
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t i = first + v * blockDim.x;
+    if (i < vectors) {
+      a[v] = from[i];
+      g[v] = along[i];
+      c[v] = around[i];
+    }
+  }
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t i = first + v * blockDim.x;
+    if (i >= vectors) break;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j)
+      a[v].v[j] = pgd_step_linf(a[v].v[j], static_cast<T>(g[v].v[j]), c[v].v[j], s, e, bounds);
+    to[i] = a[v];
+  }
 }
 
 // The k-th largest |g| of a sample, found bit by bit from the top: sizes of floats order like their bit patterns.
@@ -68,8 +92,9 @@ __device__ T kth_largest(const G* g, int64_t n, int64_t k, int* shared) {
   return value;
 }
 
-// One block per sample, one block per multiprocessor asked for: with more, ptxas spills around float64 divisions.
-// Each pass reads the sample again; at CIFAR size it stays in the L1 cache.
+// What neither registers nor shared memory hold: float64, sizes that no 16-byte vectors fill. One block per sample, one
+// block per multiprocessor asked for: with more, ptxas spills around float64 divisions. Each pass reads the sample
+// again.
 template <Norm norm, Step step, typename T, typename G>
 __global__ void __launch_bounds__(256, 1)
     step_sample(const T* x_adv, const G* __restrict__ grad, const T* __restrict__ x, T* out, int64_t n,
@@ -138,35 +163,392 @@ __global__ void __launch_bounds__(256, 1)
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) out[i] = clamp(x[i] + project(delta(i)), bounds.lo, bounds.hi);
 }
 
+constexpr int kWidth = 4;  // of vectors of a sample that is held
+
+// A thread's part of a sample in registers: kVectors vectors, those of all threads side by side.
+template <typename T, typename G, int kVectors>
+struct Registers {
+  Vector<T, kWidth> a[kVectors], c[kVectors];  // x_adv, which `move` makes the delta, and x
+  Vector<G, kWidth> g[kVectors];
+  int vectors;
+
+  __device__ Registers(const T* x_adv, const G* grad, const T* x, int n) : vectors(n / kWidth) {
+    each([&](int v, int i) {
+      g[v] = reinterpret_cast<const Vector<G, kWidth>*>(grad)[i];
+      a[v] = reinterpret_cast<const Vector<T, kWidth>*>(x_adv)[i];
+      c[v] = reinterpret_cast<const Vector<T, kWidth>*>(x)[i];
+    });
+  }
+
+  template <typename Visit>
+  __device__ void each(Visit visit) const {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int i = threadIdx.x + v * blockDim.x;
+      if (i < vectors) visit(v, i);
+    }
+  }
+
+  template <typename Visit>
+  __device__ void gradients(Visit visit) const {
+    each([&](int v, int) {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) visit(static_cast<T>(g[v].v[j]));
+    });
+  }
+
+  template <typename Delta>
+  __device__ void move(Delta delta) {
+    each([&](int v, int) {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) a[v].v[j] = delta(a[v].v[j], static_cast<T>(g[v].v[j]), c[v].v[j]);
+    });
+  }
+
+  template <typename Visit>
+  __device__ void deltas(Visit visit) const {
+    each([&](int v, int) {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) visit(a[v].v[j]);
+    });
+  }
+
+  template <typename Point>
+  __device__ void write(T* out, Point point) const {
+    each([&](int v, int i) {
+      Vector<T, kWidth> o;
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) o.v[j] = point(a[v].v[j], c[v].v[j]);
+      reinterpret_cast<Vector<T, kWidth>*>(out)[i] = o;
+    });
+  }
+};
+
+// A block's part of a sample in shared memory, copied there past the registers: the whole of it is in flight at once,
+// the gradient first, since its length is what the first sum waits for.
+template <typename T, typename G>
+struct Shared {
+  Vector<T, kWidth>*a, *c;
+  Vector<G, kWidth>* g;
+  int vectors;
+
+  __device__ Shared(unsigned char* held, int64_t chunk, const T* x_adv, const G* grad, const T* x, int n)
+      : a(reinterpret_cast<Vector<T, kWidth>*>(held)),
+        c(a + chunk / kWidth),
+        g(reinterpret_cast<Vector<G, kWidth>*>(c + chunk / kWidth)),
+        vectors(n / kWidth) {
+    copy(g, grad, n);
+    __pipeline_commit();
+    copy(a, x_adv, n);
+    copy(c, x, n);
+    __pipeline_commit();
+  }
+
+  template <typename V>
+  __device__ static void copy(void* to, const V* from, int n) {
+    constexpr int kBytes = 16, kValues = kBytes / sizeof(V);
+    for (int i = threadIdx.x; i < n / kValues; i += blockDim.x)
+      __pipeline_memcpy_async(static_cast<char*>(to) + i * kBytes, from + i * kValues, kBytes);
+  }
+
+  // Waits for the copies of the gradient or of all: other threads made some of those that this one reads.
+  template <int kLeft>
+  __device__ static void wait() {
+    __pipeline_wait_prior(kLeft);
+    __syncthreads();
+  }
+
+  template <typename Visit>
+  __device__ void gradients(Visit visit) const {
+    for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
+      const auto part = g[i];
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) visit(static_cast<T>(part.v[j]));
+    }
+  }
+
+  template <typename Delta>
+  __device__ void move(Delta delta) {
+    for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
+      auto d = a[i];
+      const auto along = g[i];
+      const auto around = c[i];
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) d.v[j] = delta(d.v[j], static_cast<T>(along.v[j]), around.v[j]);
+      a[i] = d;
+    }
+  }
+
+  template <typename Visit>
+  __device__ void deltas(Visit visit) const {
+    for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
+      const auto d = a[i];
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) visit(d.v[j]);
+    }
+  }
+
+  template <typename Point>
+  __device__ void write(T* out, Point point) const {
+    for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
+      auto d = a[i];
+      const auto around = c[i];
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) d.v[j] = point(d.v[j], around.v[j]);
+      reinterpret_cast<Vector<T, kWidth>*>(out)[i] = d;
+    }
+  }
+};
+
+template <Norm norm, typename T>
+__device__ double measure(T v) {
+  return norm == Norm::l2 ? double(v) * double(v) : double(absolute(v));
+}
+
+// How the sample that `part` has a part of moves. Reads gradients only.
+template <Norm norm, Step step, bool kCluster, typename T, typename Part>
+__device__ Move<step, T> direction(const Part& part, SampleSums<kCluster>& sums, Histogram* histogram, T step_size,
+                                   int64_t k) {
+  Move<step, T> move{step_size, 0, 0};
+  if constexpr (step == Step::grad) {
+    double total = 0;
+    part.gradients([&](T g) { total += measure<norm>(zero_nan(g)); });
+    const double size = norm == Norm::l2 ? sqrt(sums.of(total, Add())) : sums.of(total, Add());
+    // A zero or infinite gradient has no direction: the sample stays where it is.
+    if (size > 0 && size < double(INFINITY)) move.scale = move.step_size / size;
+  } else if constexpr (step == Step::topq) {
+    double largest = 0;
+    part.gradients([&](T g) { largest = Max()(largest, double(absolute(zero_nan(g)))); });
+    largest = sums.of(largest, Max());
+    if (largest > 0 && largest < double(INFINITY)) {
+      const auto sizes = [&](auto visit) {
+        part.gradients([&](T g) { visit(__float_as_uint(absolute(zero_nan(g)))); });
+      };
+      const T threshold = __uint_as_float(kth_largest_size<kCluster>(k, sizes, *histogram));
+      double chosen = 0;
+      part.gradients([&](T g) { chosen += absolute(zero_nan(g)) >= threshold && zero_nan(g) != T(0); });
+      move.threshold = threshold;
+      move.scale = move.step_size / sums.of(chosen, Add());
+    }
+  }
+  return move;
+}
+
+// Moves, projects and writes the part.
+template <Norm norm, Step step, bool kCluster, typename T, typename Part>
+__device__ void finish(Part& part, SampleSums<kCluster>& sums, const Move<step, T>& move, T eps, int64_t n,
+                       Bounds<T> bounds, T* out) {
+  double total = 0;
+  part.move([&](T a, T g, T c) {
+    const T delta = move.delta(a, g, c);
+    total += measure<norm>(delta);
+    return delta;
+  });
+  const double radius = eps, size = norm == Norm::l2 ? sqrt(sums.of(total, Add())) : sums.of(total, Add());
+  Projection<norm> project{!(size > radius), 0};
+  if (!project.inside && norm == Norm::l2) project.shrink = radius / size;
+  if (!project.inside && norm == Norm::l1) {
+    // Michelot's fixed point: the support only shrinks, so it ends exactly.
+    double tau = (size - radius) / n;
+    for (double count = n, last = n + 1; count < last;) {
+      last = count;
+      double inside[2] = {0, 0};
+      part.deltas([&](T delta) {
+        const double v = absolute(delta);
+        if (v > tau) {
+          inside[0] += v;
+          inside[1] += 1;
+        }
+      });
+      sums.over(inside, Add());
+      count = inside[1];
+      if (count == 0) break;
+      tau = (inside[0] - radius) / count;
+    }
+    project.shrink = tau;
+  }
+  part.write(out, [&](T delta, T x) { return clamp(x + project(delta), bounds.lo, bounds.hi); });
+}
+
+constexpr int kRegisterWidth = 4;  // values a vector
+// The most threads that hold kVectors vectors each: with more, two spill for sm_100.
+template <int kVectors>
+constexpr int kRegisterThreads = kVectors == 1 ? 1024 : 768;
+
+// One block per sample, which it reads once and writes once.
+template <Norm norm, Step step, typename T, typename G, int kVectors>
+__global__ void __launch_bounds__(kRegisterThreads<kVectors>, 1)
+    step_registers(const T* x_adv, const G* __restrict__ grad, const T* __restrict__ x, T* out, int n,
+                   PerSample<T> step_size, PerSample<T> eps, int64_t k, Bounds<T> bounds) {
+  __shared__ SumSlots slots;
+  Histogram* histogram = nullptr;
+  if constexpr (step == Step::topq) {
+    __shared__ Histogram counts;
+    histogram = &counts;
+  }
+  const int64_t sample = blockIdx.x, start = sample * n;
+  Registers<T, G, kVectors> part(x_adv + start, grad + start, x + start, n);
+  SampleSums<false> sums{&slots};
+  const auto move = direction<norm, step, false, T>(part, sums, histogram, step_size[sample], k);
+  finish<norm>(part, sums, move, eps[sample], n, bounds, out + start);
+}
+
+// A cluster of blocks per sample, `chunk` values a block, read once and written once.
+template <Norm norm, Step step, typename T, typename G>
+__global__ void __launch_bounds__(512, 2)
+    step_shared(const T* x_adv, const G* __restrict__ grad, const T* __restrict__ x, T* out, int64_t n, int64_t chunk,
+                PerSample<T> step_size, PerSample<T> eps, int64_t k, Bounds<T> bounds) {
+  extern __shared__ __align__(16) unsigned char held[];
+  __shared__ SumSlots slots;
+  Histogram* histogram = nullptr;
+  if constexpr (step == Step::topq) {
+    __shared__ Histogram counts;
+    histogram = &counts;
+  }
+  const Cluster cluster;
+  const int64_t sample = blockIdx.x / cluster.size(), from = cluster.rank() * chunk, start = sample * n + from;
+  const int64_t count = n - from < chunk ? n - from : chunk;
+  Shared<T, G> part(held, chunk, x_adv + start, grad + start, x + start, count < 0 ? 0 : int(count));
+  SampleSums<true> sums{&slots};
+  if constexpr (step != Step::sign) part.template wait<1>();
+  const auto move = direction<norm, step, true, T>(part, sums, histogram, step_size[sample], k);
+  part.template wait<0>();
+  finish<norm>(part, sums, move, eps[sample], n, bounds, out + start);
+  cluster.sync();  // others may still be reading the last sum
+}
+
+template <typename T, typename G>
+struct Arguments {
+  const T* x_adv;
+  const G* grad;
+  const T* x;
+  T* out;
+  int64_t batch, n;
+  PerSample<T> step_size, eps;
+  int64_t k;
+  Bounds<T> bounds;
+  cudaStream_t stream;
+
+  template <int kWidth>
+  bool fills() const {
+    return n % kWidth == 0 && aligned<T, kWidth>(x_adv) && aligned<G, kWidth>(grad) && aligned<T, kWidth>(x) &&
+           aligned<T, kWidth>(out);
+  }
+};
+
+template <int kWidth, int kVectors, typename T, typename G>
+void launch_linf(const Arguments<T, G>& t) {
+  const int64_t vectors = (t.n + kWidth - 1) / kWidth, warps = (vectors + 31) / 32;
+  const int threads = int(std::min(launch_setting("pgd_step_linf_threads", 256), 32 * warps));
+  const int64_t each = int64_t(kWidth) * kVectors * threads, across = (t.n + each - 1) / each;
+  step_linf<T, G, kWidth, kVectors><<<unsigned(t.batch * across), threads, 0, t.stream>>>(
+      t.x_adv, t.grad, t.x, t.out, t.n, unsigned(across), t.step_size, t.eps, t.bounds);
+}
+
+template <typename T, typename G>
+void linf(Arguments<T, G> t) {
+  if (t.step_size.stride == 0 && t.eps.stride == 0) {
+    t.n *= t.batch;
+    t.batch = 1;
+  }
+  // 16 bytes of the gradient or of the images, whichever has the smaller type.
+  constexpr int kWidth = 16 / int(std::min(sizeof(T), sizeof(G)));
+  if (!t.template fills<kWidth>()) return launch_linf<1, 1>(t);
+  if constexpr (sizeof(T) == 8) {
+    launch_linf<kWidth, 1>(t);
+  } else {
+    // Where blocks are few, more of them hide more than more loads a thread.
+    const bool large = t.batch * t.n >= launch_setting("pgd_step_linf_large", 1 << 22);
+    switch (large ? launch_setting("pgd_step_linf_vectors", 2) : launch_setting("pgd_step_linf_vectors_small", 1)) {
+      case 4:
+        return launch_linf<kWidth, 4>(t);
+      case 2:
+        return launch_linf<kWidth, 2>(t);
+      default:
+        return launch_linf<kWidth, 1>(t);
+    }
+  }
+}
+
+// One block per sample that reads it again for each sum.
+template <Norm norm, Step step, typename T, typename G>
+void reread(const Arguments<T, G>& t) {
+  const int threads = int(std::min<int64_t>(256, (t.n + 31) / 32 * 32));
+  step_sample<norm, step, T, G><<<unsigned(t.batch), threads, 0, t.stream>>>(t.x_adv, t.grad, t.x, t.out, t.n,
+                                                                             t.step_size, t.eps, t.k, t.bounds);
+}
+
+template <Norm norm, Step step, typename T, typename G>
+void held(const Arguments<T, G>& t) {
+  constexpr int64_t kGrain = 16 / int64_t(sizeof(G));
+  const auto room = [](int64_t vectors, int64_t threads, int64_t asked) {
+    return std::min(asked, vectors * threads * kWidth);
+  };
+  const int64_t one = room(1, kRegisterThreads<1>, launch_setting("pgd_step_one_vector_elements", 4096));
+  const int64_t two = room(2, kRegisterThreads<2>, launch_setting("pgd_step_two_vectors_elements", 6144));
+  const auto in_registers = [&](auto kernel, int64_t vectors) {
+    const int64_t threads = (t.n + kWidth * vectors - 1) / (kWidth * vectors);
+    kernel<<<unsigned(t.batch), unsigned((threads + 31) / 32 * 32), 0, t.stream>>>(
+        t.x_adv, t.grad, t.x, t.out, int(t.n), t.step_size, t.eps, t.k, t.bounds);
+  };
+  if (t.template fills<kWidth>()) {
+    if (t.n <= one) return in_registers(step_registers<norm, step, T, G, 1>, 1);
+    if (t.n <= two) return in_registers(step_registers<norm, step, T, G, 2>, 2);
+  }
+  if (t.template fills<int(kGrain)>()) {
+    const auto kernel = step_shared<norm, step, T, G>;
+    const int threads = int(launch_setting("pgd_step_held_threads", 512));
+    const Held plan = hold(kernel, t.n, 2 * sizeof(T) + sizeof(G), kGrain, threads,
+                           launch_setting("pgd_step_held_blocks", 16), launch_setting("pgd_step_held_bytes", 0));
+    if (plan.blocks)
+      return launch_held(kernel, plan, t.batch, threads, t.stream, t.x_adv, t.grad, t.x, t.out, t.n, plan.chunk,
+                         t.step_size, t.eps, t.k, t.bounds);
+  }
+  reread<norm, step>(t);
+}
+
+template <Norm norm, Step step, typename T, typename G>
+void by_sample(const Arguments<T, G>& t) {
+  if constexpr (norm == Norm::linf || sizeof(T) == 8)
+    reread<norm, step>(t);
+  else
+    held<norm, step>(t);
+}
+
 template <typename T, typename G>
 void launch(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Tensor& step_size, const Tensor& eps,
             Norm norm, Step step, int64_t k, Bounds<T> bounds, Tensor& out) {
-  const auto* a = static_cast<const T*>(x_adv.const_data_ptr());
-  const auto* g = static_cast<const G*>(grad.const_data_ptr());
-  const auto* c = static_cast<const T*>(x.const_data_ptr());
-  auto* o = static_cast<T*>(out.mutable_data_ptr());
-  const PerSample<T> steps(step_size), radii(eps);
-  const auto stream = current_stream(out.get_device_index());
-  const int64_t batch = out.dim() ? out.size(0) : 1, total = out.numel(), n = total / batch;
-  if (norm == Norm::linf && step == Step::sign) {
-    constexpr int kThreads = 256, kWidth = 4;
-    const auto blocks = [](int64_t count) { return unsigned((count + kThreads - 1) / kThreads); };
-    if (n % kWidth == 0 && aligned<T, kWidth>(a) && aligned<G, kWidth>(g) && aligned<T, kWidth>(c) &&
-        aligned<T, kWidth>(o))
-      step_linf<T, G, kWidth>
-          <<<blocks(total / kWidth), kThreads, 0, stream>>>(a, g, c, o, total / kWidth, n, steps, radii, bounds);
-    else
-      step_linf<T, G, 1><<<blocks(total), kThreads, 0, stream>>>(a, g, c, o, total, n, steps, radii, bounds);
-  } else {
-    const int threads = int(std::min<int64_t>(256, (n + 31) / 32 * 32));
-    const auto kernel =
-        norm == Norm::linf ? step_sample<Norm::linf, Step::grad, T, G>
-        : norm == Norm::l2
-            ? (step == Step::sign ? step_sample<Norm::l2, Step::sign, T, G> : step_sample<Norm::l2, Step::grad, T, G>)
-        : step == Step::sign ? step_sample<Norm::l1, Step::sign, T, G>
-        : step == Step::grad ? step_sample<Norm::l1, Step::grad, T, G>
-                             : step_sample<Norm::l1, Step::topq, T, G>;
-    kernel<<<unsigned(batch), threads, 0, stream>>>(a, g, c, o, n, steps, radii, k, bounds);
+  const int64_t batch = out.dim() ? out.size(0) : 1;
+  const Arguments<T, G> t{static_cast<const T*>(x_adv.const_data_ptr()),
+                          static_cast<const G*>(grad.const_data_ptr()),
+                          static_cast<const T*>(x.const_data_ptr()),
+                          static_cast<T*>(out.mutable_data_ptr()),
+                          batch,
+                          out.numel() / batch,
+                          PerSample<T>(step_size),
+                          PerSample<T>(eps),
+                          k,
+                          bounds,
+                          current_stream(out.get_device_index())};
+  switch (norm) {
+    case Norm::linf:
+      step == Step::sign ? linf(t) : by_sample<Norm::linf, Step::grad>(t);
+      break;
+    case Norm::l2:
+      step == Step::sign ? by_sample<Norm::l2, Step::sign>(t) : by_sample<Norm::l2, Step::grad>(t);
+      break;
+    case Norm::l1:
+      switch (step) {
+        case Step::sign:
+          by_sample<Norm::l1, Step::sign>(t);
+          break;
+        case Step::grad:
+          by_sample<Norm::l1, Step::grad>(t);
+          break;
+        case Step::topq:
+          by_sample<Norm::l1, Step::topq>(t);
+          break;
+      }
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -181,8 +563,9 @@ void pgd_step_cuda(const Tensor& x_adv, const Tensor& grad, const Tensor& x, con
     const auto typed = [&](auto image, auto gradient) {
       using T = decltype(image);
       using G = decltype(gradient);
-      launch<T, G>(a, g, c, steps, radii, static_cast<Norm>(norm), static_cast<Step>(step), k,
-                   {static_cast<T>(lo), static_cast<T>(hi)}, dense);
+      if constexpr (sizeof(G) <= sizeof(T))  // the page refuses float64 gradients of float32 images
+        launch<T, G>(a, g, c, steps, radii, static_cast<Norm>(norm), static_cast<Step>(step), k,
+                     {static_cast<T>(lo), static_cast<T>(hi)}, dense);
     };
     // THO_DISPATCH_V2 leaks commas outside parentheses, so its body is a single call. A gradient that was laid out anew
     // has the dtype of the images.
