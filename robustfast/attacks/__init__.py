@@ -13,6 +13,7 @@ from robustfast.attacks.fab import FAB
 from robustfast.attacks.fab_t import FABT
 from robustfast.attacks.fgsm import FGSM
 from robustfast.attacks.fgsm_rs import FGSMRS
+from robustfast.attacks.folding import fold_report, folding
 from robustfast.attacks.jpeg import JPEG
 from robustfast.attacks.losses import LOSSES
 from robustfast.attacks.margin_pgd import MarginPGD
@@ -62,5 +63,7 @@ __all__ = [
     "ThreeWayPGD",
     "Transfer",
     "eval_mode",
+    "fold_report",
+    "folding",
     "pgd",
 ]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from robustfast.attacks.folding import active_plans
 from robustfast.attacks.modes import module_of
 from robustfast.ops.backend import active_backend
 from robustfast.streams import captured, two_streams_wanted
@@ -280,7 +281,8 @@ def _key(module: nn.Module, buffers: Buffers) -> tuple[Hashable, ...]:
     )
     device = buffers["x"].device.type
     precision = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-    return kinds, precision, active_backend(), two_streams_wanted(), id(module), addresses(module)
+    precision = (*precision, active_backend(), two_streams_wanted(), active_plans())
+    return kinds, precision, id(module), addresses(module)
 
 
 def addresses(module: nn.Module) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfast.attacks.compiled import Compiled
+from robustfast.attacks.folding import folded
 from robustfast.attacks.losses import Loss, check_logits, loss_function
 from robustfast.attacks.modes import module_of
 
@@ -96,10 +97,11 @@ class InputGradient:
 
     @contextmanager
     def session(self, device: torch.device) -> Iterator[None]:
-        """What holds for all gradients of one attack: autograd on, and parameters frozen.
+        """What holds for all gradients of one attack: autograd on, parameters frozen, encoders folded.
 
-        Except in eager mode under autocast: it keeps a weight's cast for the next step only where the weight requires
-        a gradient, and would cast frozen ones again in each step.
+        Parameters are not frozen in eager mode under autocast: it keeps a weight's cast for the next step only where
+        the weight requires a gradient, and would cast frozen ones again in each step. `robustfast.attacks.folding` says
+        whether encoders are folded; an attack that compiles its model leaves that to the compiler.
         """
         autocast = torch.is_autocast_enabled(device.type)
         module = module_of(self._model)
@@ -109,7 +111,12 @@ class InputGradient:
         self._scale = FLOAT16_SCALE if half else 1.0
         self._trusted = False
         keep_casts = autocast and not self._compiled and not (module and _is_compiled(module))
-        with torch.enable_grad(), requires_grad(parameters, keep_casts), cast_cache():
+        with (
+            torch.enable_grad(),
+            requires_grad(parameters, keep_casts),
+            cast_cache(),
+            folded(self._model, device, compiled=self._compiled),
+        ):
             yield
 
     def __call__(self, leaves: Sequence[Tensor], target: Tensor) -> tuple[Tensor, ...]:

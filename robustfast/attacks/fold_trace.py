@@ -1,0 +1,150 @@
+"""The structure of a frozen encoder: what keeps it from being known, and its graph by torch.fx where nothing does."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrize
+
+__all__ = ["ROOT", "RefusedError", "obstacle", "signature", "trace"]
+
+ROOT = "module."
+"""What the names of a traced module's parts begin with in its graph."""
+
+_SCALARS = (bool, int, float, str, type(None))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class RefusedError(Exception):
+    """A module runs as it is; the message says why, in words that follow its name."""
+
+
+def obstacle(parts: Mapping[str, nn.Module]) -> str | None:
+    """What keeps a module, given with all its parts by name, from being run as anything but itself; None: nothing."""
+    if torch_module._has_any_global_hook():
+        return "hooks are registered for all modules"
+    devices = set()
+    for name, part in parts.items():
+        what = f"its {name}" if name else "it"
+        if isinstance(part, torch.jit.ScriptModule):
+            return f"{what} is TorchScript"
+        if part._compiled_call_impl is not None or "_orig_mod" in part._modules:
+            return f"{what} is compiled"
+        if any(getattr(part, hooks) for hooks in _HOOKS):
+            return f"{what} has hooks"
+        if "forward" in vars(part) or type(part).__call__ is not nn.Module.__call__:
+            return f"{what} is called by a function of its own"
+        if parametrize.is_parametrized(part):
+            return f"{what} has parametrised weights"
+        if part.training:
+            return f"{what} is in train mode"
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is None:
+                continue
+            if type(tensor) not in (nn.Parameter, Tensor):
+                return f"{what} holds a {type(tensor).__name__}"
+            devices.add(tensor.device)
+    return f"it lies on {len(devices)} devices" if len(devices) > 1 else None
+
+
+def signature(parts: Mapping[str, nn.Module]) -> list[Any]:
+    """What a module's graph depends on beside its code: classes, numbers and words kept in its parts, kinds of tensors.
+
+    Values of tensors are not looked at, nor where they lie.
+    """
+    return [
+        (
+            name,
+            type(part),
+            [(key, value) for key, value in vars(part).items() if _is_plain(value)],
+            [
+                None if t is None else (t.shape, t.stride(), t.dtype, t.device)
+                for t in (*part._parameters.values(), *part._buffers.values())
+            ],
+        )
+        for name, part in parts.items()
+    ]
+
+
+def trace(module: nn.Module) -> fx.Graph:
+    """The graph of ``module(x)`` for one argument, its parts called `ROOT` and their name.
+
+    Leaves are the modules of torch.nn. The module is left as it was.
+
+    Raises:
+        RefusedError: its code asks for values or shapes, makes tensors or random numbers of its own, changes the grad or
+            autocast mode, or remembers something.
+    """
+    before = {part: dict(vars(part)) for part in module.modules()}
+    drawn = torch.get_rng_state(), random.getstate()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = _Tracer().trace(_Called(module))
+    except RefusedError:
+        raise
+    # Whatever a module's code does with what is no tensor yet: it has many ways to fail.
+    except Exception as error:
+        said = (str(error) or "no reason given").splitlines()[0]
+        raise RefusedError(f"it cannot be traced: {type(error).__name__}: {said}") from error
+    finally:
+        changed = False
+        for part, kept in before.items():
+            now = vars(part)
+            if now.keys() != kept.keys() or any(now[key] is not value for key, value in kept.items()):
+                changed = True
+                now.clear()
+                now.update(kept)
+    if changed:
+        raise RefusedError("its forward changes its own attributes")
+    if random.getstate() != drawn[1] or not torch.equal(torch.get_rng_state(), drawn[0]):
+        torch.set_rng_state(drawn[0])
+        random.setstate(drawn[1])
+        raise RefusedError("its forward draws random numbers")
+    return graph
+
+
+class _Called(nn.Module):
+    """Calls a module with one argument, so that the others of its forward have their defaults."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x)
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # else what is computed from buffers would be a constant
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._modes = _modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self._modes:
+            raise RefusedError("its forward changes the grad or autocast mode")
+        return super().create_node(*args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
+            raise RefusedError("its forward makes tensors that do not come from its input")
+        return super().create_arg(a)
+
+
+def _modes() -> tuple[Any, ...]:
+    autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
+
+
+def _is_plain(value: object) -> bool:
+    if type(value) is tuple:
+        return all(type(entry) in _SCALARS for entry in value)
+    return type(value) in _SCALARS

@@ -1,0 +1,237 @@
+"""Frozen encoders in attacks: each runs as a plan, with batch norms folded and casts kept, where that can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from robustfast.attacks.fold_plan import Plan
+from robustfast.attacks.fold_trace import RefusedError, obstacle, signature, trace
+from robustfast.attacks.modes import eval_mode, module_of
+from robustfast.models.network import Network, Way
+from robustfast.registry import lookup
+
+__all__ = ["FoldedPart", "active_plans", "fold_report", "folded", "folding"]
+
+_MODES = {"auto": None, "on": True, "off": False}
+
+# A module whose structure has changed so often, by a count that its forward keeps, say, will do so again.
+_CHANGES = 16
+
+_mode = "auto"
+# The plans that run now, those of nested attacks included, by the module whose forward they stand for.
+_running: dict[nn.Module, Plan] = {}
+
+
+@contextmanager
+def folding(mode: str) -> Iterator[None]:
+    """Say, for the whole process, whether attacks inside the block fold the batch norms of the model they attack.
+
+    Args:
+        mode: "auto" (for images on a GPU, and not on a CPU, where an attack's gradients are those of the plain model to
+            the bit), "on" or "off". In exact arithmetic the three are equal; in half precision a folded model's
+            gradient is as far from float32 as a plain one's.
+
+    Raises:
+        UserError: another mode.
+    """
+    global _mode
+    lookup("folding", _MODES, mode)
+    before, _mode = _mode, mode
+    try:
+        yield
+    finally:
+        _mode = before
+
+
+def active_plans() -> tuple[int, ...]:
+    """Which plans run now, by their serial numbers: a CUDA graph that holds them reads their buffers."""
+    return tuple(plan.serial for plan in _running.values())
+
+
+@dataclass(frozen=True)
+class FoldedPart:
+    """What `folding` makes of one part of a model.
+
+    Attributes:
+        name: of the part; "" is the model itself.
+        reason: why it runs as it is; None where it runs as a plan.
+        folded: batch norms folded into convolutions.
+        fused: `robustfast.ops.affine_relu` calls.
+        code: the Python that runs, "" without a plan.
+    """
+
+    name: str
+    reason: str | None
+    folded: int = 0
+    fused: int = 0
+    code: str = ""
+
+
+def fold_report(model: Callable[..., object], *, batch_norm: str = "eval") -> list[FoldedPart]:
+    """What an attack folds of a model, and why not, part by part; parts of a part that runs as a plan are left out.
+
+    Args:
+        model: a module or one way of a network, as an attack takes it.
+        batch_norm: as of an attack.
+    """
+    with eval_mode(model, batch_norm=batch_norm), torch.enable_grad():
+        return [
+            FoldedPart(name, known)
+            if isinstance(known, str)
+            else FoldedPart(name, None, known.folded, known.fused, known.code)
+            for name, _, known, _ in _parts(model, "cpu")
+        ]
+
+
+@contextmanager
+def folded(model: Callable[..., object], device: torch.device, *, compiled: bool = False) -> Iterator[None]:
+    """Run a model's encoders as plans inside the block, with the weights they have as it begins.
+
+    For the session of an attack: the model is in eval mode, its weights stay as they are and take no gradient. Weights,
+    gradients, modes and buffers are not touched. While the block lasts a plan stands in the ``forward`` of its module,
+    also when an exception passes through; a call with more than one argument goes to the module's own.
+
+    Args:
+        model: what is attacked; nothing happens to a plain callable.
+        device: of the images.
+        compiled: the attack compiles the model itself, with all of its parts as they are.
+    """
+    on = device.type == "cuda" if _MODES[_mode] is None else _MODES[_mode]
+    placed: list[nn.Module] = []
+    try:
+        if on and not compiled:
+            for _, module, plan, parts in _parts(model, device.type):
+                if isinstance(plan, Plan) and module not in _running and _may_run(plan, module, device):
+                    run = plan.prepare(parts)
+                    _running[module] = plan
+                    placed.append(module)
+                    vars(module)["forward"] = _stand_in(module, run, device.type)
+        yield
+    finally:
+        for module in placed:
+            vars(module).pop("forward", None)
+            _running.pop(module, None)
+
+
+def _stand_in(module: nn.Module, run: Callable[[Tensor], Any], device: str) -> Callable[..., Any]:
+    half = _half(device)
+
+    def forward(*args: Any, **keywords: Any) -> Any:
+        # Whoever calls it may have switched autocast off: the weights would be of another dtype than the images.
+        if len(args) == 1 and not keywords and _half(device) == half:
+            return run(args[0])
+        return type(module).forward(module, *args, **keywords)
+
+    return forward
+
+
+def _half(device: str) -> torch.dtype | None:
+    """The dtype of autocast; None where it is off."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _may_run(plan: Plan, module: nn.Module, device: torch.device) -> bool:
+    """Whether a plan's buffers may be written now.
+
+    A capture must not allocate them, since they outlive it; and what it reads must live as long as its graph may.
+    """
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return True
+    if plan.allocated:
+        _captured.setdefault(module, {})[plan.serial] = plan
+    return plan.allocated
+
+
+# Plans that a larger graph, such as that of a whole training step, has captured: their buffers stay.
+_captured: WeakKeyDictionary[nn.Module, dict[int, Plan]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What became of one module in one precision, while its structure is what it was."""
+
+    signature: list[Any]
+    plan: Plan | str
+    changes: int
+
+
+_known: WeakKeyDictionary[nn.Module, dict[torch.dtype | None, _Known]] = WeakKeyDictionary()
+
+_Part = tuple[str, nn.Module, Plan | str, dict[str, nn.Module]]
+
+
+def _parts(model: Callable[..., object], device: str) -> Iterator[_Part]:
+    """The largest parts of a model that have a plan, and those that have none and why."""
+    for name, module in _roots(model):
+        yield from _parts_of(name, module, _half(device))
+
+
+def _roots(model: Callable[..., object]) -> list[tuple[str, nn.Module]]:
+    module = module_of(model)
+    if module is None:
+        return []
+    if isinstance(module, Network):
+        ways = model.name if isinstance(model, Way) else None
+        encoders = {id(encoder): (name, encoder) for name, encoder in module.encoders(ways).items()}
+        return [(f"encoder {name}", encoder) for name, encoder in encoders.values()]
+    if isinstance(model, nn.Module) or getattr(model, "__name__", "") == "forward":
+        return [("", module)]
+    # Another method of the module, which calls some of its parts.
+    return list(module.named_children())
+
+
+def _parts_of(name: str, module: nn.Module, half: torch.dtype | None) -> Iterator[_Part]:
+    if type(module).__module__.startswith("torch.nn.modules") and not isinstance(
+        module, nn.Sequential | nn.ModuleList | nn.ModuleDict
+    ):
+        return  # a single layer
+    if isinstance(module, Network):
+        for way, encoder in module.encoders().items():
+            yield from _parts_of(f"{name}.encoder {way}".lstrip("."), encoder, half)
+        return
+    if _is_spread(module):
+        yield name, module, f"{type(module).__name__} runs its parts elsewhere", {}
+        return
+    if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        parts = dict(module.named_modules())
+        found = _plan(module, parts, half)
+        yield name, module, found, parts
+        if isinstance(found, Plan):
+            return
+    for child, part in module.named_children():
+        yield from _parts_of(f"{name}.{child}".lstrip("."), part, half)
+
+
+def _plan(module: nn.Module, parts: dict[str, nn.Module], half: torch.dtype | None) -> Plan | str:
+    """The plan of a module, found once and again when its structure has changed; else why it has none."""
+    if module in _running:
+        return _running[module]
+    if reason := obstacle(parts):
+        return reason
+    now = signature(parts)
+    known = _known.setdefault(module, {})
+    found = known.get(half)
+    if found is None or found.signature != now:
+        changes = 0 if found is None else found.changes + 1
+        try:
+            if changes > _CHANGES:
+                raise RefusedError("its structure, or a number that it keeps, changes again and again")
+            plan: Plan | str = Plan(trace(module), parts, half)
+        except RefusedError as refused:
+            plan = str(refused)
+        found = known[half] = _Known(now, plan, changes)
+    return found.plan
+
+
+def _is_spread(module: nn.Module) -> bool:
+    """Whether it calls copies of its parts, or keeps their weights elsewhere."""
+    return isinstance(module, nn.DataParallel) or any(
+        kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__
+    )
