@@ -2,7 +2,8 @@
 
 Trains digits-aatpp in float32 and in bf16 with channels-last, evaluates all runs in float32 by the AAT protocol, and
 writes the accuracies, their means and standard deviations, and whether the ranges of one standard deviation about the
-means overlap. Stopped and started again with the same --work it keeps the runs that are done.
+means overlap, "robust_overlap" for the robust way under attack. Stopped and started again with the same --work it keeps
+the runs that are done.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from robustfast.evaluation.aat import FILE, evaluate_run
 from robustfast.training.checkpoint import write_durably
 from robustfast.training.fit import fit, resume
 from robustfast.training.presets import PRESETS
+from robustfast.training.run_folder import resolve_device
 
 RESULTS = Path(__file__).parent / "results" / "precision-digits.json"
 
@@ -32,13 +34,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 NUMBERS = ("natural.s", "natural.r", "natural.n", "adversarial.r", "adversarial.n")
 
 
-def run(folder: Path, seed: int, fields: dict[str, Any], epochs: int | None) -> dict[str, float]:
+def run(
+    folder: Path, seed: int, fields: dict[str, Any], epochs: int | None, device: str = "cpu"
+) -> dict[str, float]:
     """Train and evaluate one run, or read what it came to; accuracies as fractions."""
     config = replace(
         PRESETS["digits-aatpp"],
         seed=seed,
         out=folder,
-        device="cpu",
+        device=device,
         validate_every=0,
         tensorboard=False,
         **fields,
@@ -47,7 +51,7 @@ def run(folder: Path, seed: int, fields: dict[str, Any], epochs: int | None) -> 
         config = replace(config, epochs=epochs)
     if not (folder / FILE).exists():
         resume(folder) if (folder / "config.json").exists() else fit(config)
-        evaluate_run(folder, console=Console(quiet=True))
+        evaluate_run(folder, device=device, console=Console(quiet=True))
     document = json.loads((folder / FILE).read_text())
     return {name: document[kind][way] for name in NUMBERS for kind, way in [name.split(".")]}
 
@@ -73,16 +77,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("runs/precision"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON")
+    parser.add_argument("--out", type=Path, help="the JSON; without it precision-digits[-cuda].json")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="instead of the preset's, to try this script")
     arguments = parser.parse_args()
+    on_gpu = resolve_device(arguments.device).type == "cuda"
+    out = arguments.out or (RESULTS.with_name("precision-digits-cuda.json") if on_gpu else RESULTS)
+    out.parent.mkdir(parents=True, exist_ok=True)
 
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     for seed in arguments.seeds:
         for name, fields in VARIANTS.items():
             folder = arguments.work / f"{name.replace(' ', '-')}-seed{seed}"
-            rows[name].append(run(folder, seed, fields, arguments.epochs))
+            rows[name].append(run(folder, seed, fields, arguments.epochs, arguments.device))
             print(f"seed {seed}, {name}: {rows[name][-1]}", flush=True)
 
     stored = json.loads((folder / "config.json").read_text())
@@ -103,9 +111,10 @@ def main() -> None:
         },
         "summary": means,
         "overlap": {name: overlap(first[name], second[name]) for name in NUMBERS},
+        "robust_overlap": overlap(first["adversarial.r"], second["adversarial.r"]),
     }
     text = json.dumps(result, indent=1) + "\n"
-    write_durably(arguments.out, lambda file: file.write(text.encode()))
+    write_durably(out, lambda file: file.write(text.encode()))
     for name in NUMBERS:
         shown = ", ".join(f"{v} {m[name]['mean']:.2%} +- {m[name]['sd']:.2%}" for v, m in means.items())
         print(f"{name}: {shown}{'' if result['overlap'][name] else ', apart'}")

@@ -12,10 +12,8 @@ images only the steps are timed.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +23,7 @@ from typing import Any
 
 import torch
 from cdvae import epochs_in
+from data_sets import images
 from games import SHAPES, measured
 from hardware import ROOT, hardware
 from rich.console import Console
@@ -42,8 +41,8 @@ from robustfast.evaluation.tables import comparison_table
 from robustfast.objectives import OBJECTIVES
 from robustfast.signals import raised_on_sigterm, signal_behind
 from robustfast.training.checkpoint import write_durably
-from robustfast.training.config import TrainConfig, to_json
-from robustfast.training.fit import data_folder, fit, resume
+from robustfast.training.config import to_json
+from robustfast.training.fit import fit, resume
 from robustfast.training.presets import PRESETS
 from robustfast.training.run_folder import resolve_device
 from robustfast.training.threads import cpu_threads
@@ -52,34 +51,6 @@ TABLE = "aat-table2"
 METHODS = ("aatpp", "aat", "at", "st")
 # Of an epoch of the same passes: evaluation is in float32, and launched kernel by kernel.
 EVALUATION_COST = 3.0
-# The published test_batch of CIFAR-10 (python version), MD5 as its own page has it.
-PUBLISHED = "40351d587109b95175f43aff81a1287e"
-
-
-def images(config: TrainConfig, given: Path | None, work: Path) -> tuple[Path | None, str]:
-    """Folder of the data set and what its figures are to be called; None and why where there is none."""
-    folder = data_folder(replace(config, data_dir=given))
-    if config.dataset == "cifar10" and (folder / "unpack.py").exists():
-        packed, folder = folder, work / "data"
-        # What the program writes last.
-        if not (folder / "cifar-10-batches-py" / "batches.meta").exists():
-            command = [sys.executable, packed / "unpack.py", folder, "cifar10"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-                return None, f"{packed / 'unpack.py'} failed: {last}"
-        named = "CIFAR-10 (JPEG)"
-    else:
-        named = config.dataset
-    try:
-        load(config.dataset, "test", folder)
-    except UserError as error:
-        return None, str(error)
-    if named == "cifar10":
-        batches = folder / "cifar-10-batches-py" / "test_batch"
-        published = batches.exists() and hashlib.md5(batches.read_bytes()).hexdigest() == PUBLISHED
-        named = "CIFAR-10" if published else "CIFAR-10, other bytes than the published"
-    return folder, named
 
 
 def schedule(
