@@ -15,27 +15,20 @@
 
 namespace robustfast {
 
-// t = x + residual, as a network rounds the sum that it hands on.
-template <typename T>
-C10_HOST_DEVICE inline T residual_sum(T x, T residual) {
-  return static_cast<T>(static_cast<Compute<T>>(x) + static_cast<Compute<T>>(residual));
+// relu(scale * t + shift) before it is rounded. Written so that NaN passes through, as torch.relu does.
+template <typename C>
+C10_HOST_DEVICE inline C affine_relu(C t, C scale, C shift) {
+  const C v = scale * t + shift;
+  return v <= C(0) ? C(0) : v;
 }
 
-// y = relu(scale * t + shift), rounded once. Written so that NaN passes through, as torch.relu does.
-template <typename T>
-C10_HOST_DEVICE inline T affine_relu(T t, Compute<T> scale, Compute<T> shift) {
-  using C = Compute<T>;
-  const C v = scale * static_cast<C>(t) + shift;
-  return static_cast<T>(v <= C(0) ? C(0) : v);
-}
-
-// Whether y is not <= 0: y is +0, positive or NaN, so whether any of its bits is set.
+// Whether y, a rounded result, is not <= 0: it is zero, positive or NaN, so whether a bit beside the sign is set.
 template <typename T>
 C10_HOST_DEVICE inline bool passes(T y) {
   using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
   Bits bits;
   memcpy(&bits, &y, sizeof bits);
-  return bits != 0;
+  return static_cast<Bits>(bits << 1) != 0;
 }
 
 // The gradient of x before it is rounded, and before that of t is added.

@@ -23,12 +23,13 @@ template <bool varying, bool residual, bool keep_sum, typename T>
 ROBUSTFAST_CLONES void forward_run(const T* __restrict__ x, const T* __restrict__ r,
                                    const Compute<T>* __restrict__ scale, const Compute<T>* __restrict__ shift,
                                    T* __restrict__ y, T* __restrict__ sum, int64_t n) {
-  const Compute<T> a = scale[0], b = shift[0];
+  using C = Compute<T>;
+  const C a = scale[0], b = shift[0];
   for (int64_t i = 0; i < n; ++i) {
     T t = x[i];
-    if constexpr (residual) t = residual_sum(t, r[i]);
+    if constexpr (residual) t = static_cast<T>(static_cast<C>(t) + static_cast<C>(r[i]));
     if constexpr (keep_sum) sum[i] = t;
-    y[i] = affine_relu(t, varying ? scale[i] : a, varying ? shift[i] : b);
+    y[i] = static_cast<T>(affine_relu(static_cast<C>(t), varying ? scale[i] : a, varying ? shift[i] : b));
   }
 }
 
