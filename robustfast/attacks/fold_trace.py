@@ -78,8 +78,8 @@ def trace(module: nn.Module) -> fx.Graph:
     Leaves are the modules of torch.nn. The module is left as it was.
 
     Raises:
-        RefusedError: its code asks for values or shapes, makes tensors or random numbers of its own, changes the grad or
-            autocast mode, or remembers something.
+        RefusedError: its code asks for values or shapes, makes tensors or random numbers of its own, changes the grad
+            or autocast mode, or remembers something.
     """
     before = {part: dict(vars(part)) for part in module.modules()}
     drawn = torch.get_rng_state(), random.getstate()

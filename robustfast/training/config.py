@@ -110,6 +110,8 @@ class TrainConfig:
     """Which implementation of the fused ops; auto takes the fastest for the device."""
     engine: Literal["auto", "eager", "compile", "graph"] = "auto"
     """How the attack loop runs: eagerly, compiled, or as one CUDA graph."""
+    fold: Literal["auto", "on", "off"] = "auto"
+    """Whether attacks run frozen encoders with batch norms folded, ReLUs fused, weights cast once; auto: on a GPU."""
     whole_step: Literal["eager", "graph"] = "eager"
     """graph: attack, training passes and optimizer as one CUDA graph."""
     batch_norm: Literal["local", "sync"] = "local"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import robustfast
+from robustfast.attacks import folding
 from robustfast.data import Dataset, load
 from robustfast.data.fitting import fitting
 from robustfast.distributed import World
@@ -181,6 +182,7 @@ def _train(folder: RunFolder, images: _Images, device: torch.device, world: Worl
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(configured_backend(config.backend))
+        stack.enter_context(folding(config.fold))
         stack.enter_context(cpu_threads(config.threads))
         stack.enter_context(_fixed_shapes(device))
         trainer = together(
