@@ -34,19 +34,21 @@ from unittest.mock import patch
 
 import torch
 from hardware import ROOT, hardware
-from measure import SAMPLE_SECONDS, copy_bandwidth, forward_flops, interleaved, matrix_peak
+from measure import SAMPLE_SECONDS, copy_bandwidth, forward_flops, full_float32, interleaved, matrix_peak
 from plain_training import PlainTraining
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from robustfast.attacks import AttackConfig, gradient
+from robustfast.attacks.folding import folding
 from robustfast.data import Batch
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
 from robustfast.objectives import OBJECTIVES
-from robustfast.ops import random_start
+from robustfast.ops import OPS, backend, random_start
 from robustfast.seeds import derive
+from robustfast.streams import two_streams
 from robustfast.training import optimizers
 from robustfast.training.engine import Engine
 from robustfast.training.metrics import Meter
@@ -241,6 +243,10 @@ class Ours:
     def _without(self) -> Iterator[None]:
         """The switches of this variant, as they lie while it is built and run."""
         with ExitStack() as switches:
+            switches.enter_context(folding("off" if "fold" in self.off else "on"))
+            switches.enter_context(two_streams("two-streams" not in self.off))
+            if "affine-relu" in self.off:
+                switches.enter_context(on_reference("affine_relu", self.case.device))
             if "input-gradients" in self.off:
                 switches.enter_context(weight_gradients(self.model))
             if "cached-casts" in self.off:
@@ -257,6 +263,15 @@ def _nothing() -> Iterator[None]:
 
 def _gave_way(line: str) -> None:
     raise GaveWayError(line)
+
+
+@contextmanager
+def on_reference(op: str, device: torch.device) -> Iterator[None]:
+    """One op runs as plain PyTorch inside the block, all others as they did."""
+    table = backend._tables[backend.active_backend()]
+    plain = {(s, device.type): backend._find(s, device.type, "reference") for s in OPS[op].schemas}
+    with patch.dict(table, plain):
+        yield
 
 
 @contextmanager
@@ -373,7 +388,7 @@ class Bench:
 
     def _exact(self) -> list[Tensor]:
         """The plain code's gradient in float32, without TF32."""
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with full_float32():
             plain = Plain(self.case, half=False, channels_last=False)
             plain.step()
         return [p.grad.detach().clone() for p in plain.moved if p.grad is not None]
@@ -432,6 +447,8 @@ class Bench:
         else:
             built = Ours(self.case, VARIANTS[variant])
         error = relative_error(first_gradient(built), self.expected)
+        if isinstance(built, Ours) and isinstance(built.runner, WholeStep) and not built.runner.captures:
+            raise GaveWayError("no step was captured")
         self.measured.equal[variant] = error
         if variant in plain:
             return built  # the measure of the others

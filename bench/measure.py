@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "clock",
     "copy_bandwidth",
     "forward_flops",
+    "full_float32",
     "graphed_seconds",
     "interleaved",
     "matrix_peak",
@@ -92,6 +94,17 @@ def copy_bandwidth(nbytes: int, device: torch.device) -> float:
     source = torch.ones(max(1, nbytes // 8), device=device)
     target = torch.empty_like(source)
     return nbytes / interleaved({"copy": lambda: target.copy_(source)}, seconds=0.2)["copy"].median
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """float32 convolutions without TF32 inside the block, which cuDNN takes unasked: what others are held against."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:

@@ -30,6 +30,7 @@ class Calls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.weight_gradients = self.casts = 0
+        self.fused: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
         self.last: set[bool] = set()
 
@@ -41,6 +42,8 @@ class Calls(TorchDispatchMode):
         if func is torch.ops.aten.convolution.default:
             self.dtypes.add(args[0].dtype)
             self.last.add(args[1].is_contiguous(memory_format=torch.channels_last))
+        if "affine_relu" in func.name():
+            self.fused.add(func.namespace)
         if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
             self.casts += 1
         return func(*args, **(kwargs or {}))
@@ -66,6 +69,12 @@ def test_only_the_variant_with_weight_gradients_has_them_in_its_attack() -> None
 def test_casts_are_kept_but_in_the_variant_without() -> None:
     kept, made = (step_of(name)[1].casts for name in ("without fold", "without cached-casts"))
     assert made > kept
+
+
+def test_encoders_are_folded_and_their_relus_fused_but_in_the_variants_without() -> None:
+    assert step_of("ours")[1].fused == {"robustfast"}
+    assert step_of("without affine-relu")[1].fused == {"robustfast_reference"}
+    assert step_of("without fold")[1].fused == set()
 
 
 def test_precision_and_layout_are_as_said() -> None:
