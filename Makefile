@@ -16,7 +16,7 @@ help:
 	@echo 'make train   set up, train AAT++ on real images and print its table  (ARGS="PRESET --field value" for another run)'
 	@echo 'make test    set up, run every test, and every benchmark as an equality check  (ARGS="-k NAME" for some tests)'
 	@echo 'make bench   check that the fused paths equal the reference, then time them side by side'
-	@echo 'make gpu     on a machine with a CUDA device: build, test, measure, train briefly; writes bench/results/'
+	@echo 'make gpu     on a machine with a CUDA device, no network needed: build, test, measure, train briefly, and say what met its target  (ARGS="--wheels DIR --minutes N --only STAGE ...")'
 	@echo 'make lint    check the style of the Python, C++ and CUDA sources'
 	@echo 'make clean   remove what make built and installed here; runs/ and bench/results/ stay'
 
@@ -37,6 +37,10 @@ STAMPS := .stamps/$(KEY)
 # Not installed, or installed from another checkout in the meantime: then a stamp says nothing.
 STALE := $(if $(filter no,$(word 3,$(CHOICE))),again)
 $(info environment: $(REASON))
+else ifeq ($(MAKECMDGOALS)$(wildcard .venv/bin/python),gpu)
+# `make gpu` makes no .venv: bench/gpu.py names what this Python lacks.
+PY := $(PYTHON)
+$(info environment: that of $(PYTHON): $(REASON))
 else
 PY := .venv/bin/python
 STAMPS := .venv/.stamps
@@ -118,7 +122,9 @@ test: $(STAMPS)/test $(LIBRARY)
 bench: $(STAMPS)/test $(LIBRARY)
 	@$(PY) -m pytest bench/ --benchmark $(ARGS)
 
-gpu: $(STAMPS)/test $(LIBRARY)
+# Installs nothing and asks for no network: what is missing is named, or comes from ARGS="--wheels DIR", and the stage
+# `build` compiles for the GPU that is here alone.
+gpu:
 	@$(PY) bench/gpu.py $(ARGS)
 
 lint: $(STAMPS)/lint
