@@ -116,7 +116,7 @@ def collected(warm: Warm, *selections: list[str]) -> list[list[str]]:
     return [[line for line in part.splitlines() if "::" in line] for part in each]
 
 
-def test_the_arguments_of_each_program_are_known(warm: Warm, gpu: ModuleType, tmp_path: Path) -> None:
+def test_the_arguments_of_each_program_are_known(gpu: ModuleType, tmp_path: Path) -> None:
     """With data, and where it is told how long it may take."""
     (tmp_path / "cifar-10-batches-py").mkdir()
     flags: dict[str, set[str]] = {}
