@@ -70,14 +70,32 @@ ROBUSTFAST_CLONES void unpack(const uint8_t* __restrict__ mask, uint8_t* __restr
 // Calls run(varying, channel, first, n) for the runs that [begin, end) falls into.
 template <typename Run>
 void for_runs(ChannelOrder order, int64_t begin, int64_t end, const Run& run) {
-  const bool varying = order.inner == 1;
-  const int64_t length = varying ? order.channels : order.inner;
-  for (int64_t first = begin; first < end;) {
-    const int64_t n = std::min(length - first % length, end - first);
-    const int64_t channel = varying ? first % length : first / length % order.channels;
-    varying ? run(std::true_type(), channel, first, n) : run(std::false_type(), channel, first, n);
-    first += n;
-  }
+  const auto walk = [&](auto varying, int64_t length, int64_t channel) {
+    int64_t n = std::min(length - begin % length, end - begin);
+    for (int64_t first = begin; first < end; first += n, n = std::min(length, end - first)) {
+      run(varying, channel, first, n);
+      channel = varying || channel + 1 == order.channels ? 0 : channel + 1;
+    }
+  };
+  if (order.inner == 1) return walk(std::true_type(), order.channels, begin % order.channels);
+  walk(std::false_type(), order.inner, begin / order.inner % order.channels);
+}
+
+// Runs shorter than this are not worth a loop each: tables with a value for each element make one of them. Backward
+// mixes bytes into its vectors, which then hold 64 elements.
+constexpr int64_t kShort = 16, kShortBackward = 64;
+
+int64_t run_length(ChannelOrder order) { return order.inner == 1 ? order.channels : order.inner; }
+
+// The values of a table [C] for the elements [begin, end).
+template <typename C>
+void spread(ChannelOrder order, int64_t begin, int64_t end, const C* table, C* values) {
+  for_runs(order, begin, end, [&](auto varying, int64_t c, int64_t i, int64_t n) {
+    if constexpr (varying.value)
+      std::copy_n(table + c, n, values + (i - begin));
+    else
+      std::fill_n(values + (i - begin), n, table[c]);
+  });
 }
 
 // Calls run(begin, end) for each tile of `total` elements.
@@ -107,13 +125,22 @@ void run(const Tensor& x, const std::optional<Tensor>& residual, const std::opti
   auto* t = sum.numel() ? static_cast<T*>(sum.mutable_data_ptr()) : nullptr;
   auto* bits = mask.numel() ? static_cast<uint8_t*>(mask.mutable_data_ptr()) : nullptr;
   for_tiles(order.total, [&](int64_t begin, int64_t end) {
-    for_runs(order, begin, end, [&](auto varying, int64_t c, int64_t i, int64_t n) {
+    const auto forward = [&](auto varying, const C* scales, const C* shifts, int64_t i, int64_t n) {
       constexpr bool v = decltype(varying)::value;
-      const auto forward = r == nullptr   ? forward_run<v, false, false, T>
-                           : t == nullptr ? forward_run<v, true, false, T>
-                                          : forward_run<v, true, true, T>;
-      forward(values + i, r ? r + i : nullptr, a + c, b + c, out + i, t ? t + i : nullptr, n);
-    });
+      const auto run = r == nullptr   ? forward_run<v, false, false, T>
+                       : t == nullptr ? forward_run<v, true, false, T>
+                                      : forward_run<v, true, true, T>;
+      run(values + i, r ? r + i : nullptr, scales, shifts, out + i, t ? t + i : nullptr, n);
+    };
+    if (run_length(order) < kShort) {
+      C scales[kTile], shifts[kTile];
+      spread(order, begin, end, a, scales);
+      spread(order, begin, end, b, shifts);
+      forward(std::true_type(), scales, shifts, begin, end - begin);
+    } else {
+      for_runs(order, begin, end,
+               [&](auto varying, int64_t c, int64_t i, int64_t n) { forward(varying, a + c, b + c, i, n); });
+    }
     if (bits) pack(out + begin, bits + begin / 8, end - begin);
   });
 }
@@ -131,11 +158,19 @@ void run_backward(const Tensor& grad_y, const std::optional<Tensor>& grad_sum, c
   for_tiles(order.total, [&](int64_t begin, int64_t end) {
     uint8_t passed[kTile];
     unpack(bits + begin / 8, passed, end - begin);
-    for_runs(order, begin, end, [&](auto varying, int64_t c, int64_t i, int64_t n) {
+    const auto backward = [&](auto varying, const C* scales, int64_t i, int64_t n) {
       constexpr bool v = decltype(varying)::value;
-      const auto backward = s == nullptr ? backward_run<v, false, T> : backward_run<v, true, T>;
-      backward(g + i, s ? s + i : nullptr, passed + (i - begin), a + c, out + i, n);
-    });
+      const auto run = s == nullptr ? backward_run<v, false, T> : backward_run<v, true, T>;
+      run(g + i, s ? s + i : nullptr, passed + (i - begin), scales, out + i, n);
+    };
+    if (run_length(order) < kShortBackward) {
+      C scales[kTile];
+      spread(order, begin, end, a, scales);
+      backward(std::true_type(), scales, begin, end - begin);
+    } else {
+      for_runs(order, begin, end,
+               [&](auto varying, int64_t c, int64_t i, int64_t n) { backward(varying, a + c, i, n); });
+    }
   });
 }
 
