@@ -10,7 +10,7 @@ from torch import Tensor
 from robustfast.attacks import AttackConfig, ThreeWayPGD, eval_mode
 from robustfast.errors import UserError
 from robustfast.models import ThreeWay
-from robustfast.objectives.objective import Objective, Phase
+from robustfast.objectives.objective import Objective, Phase, accuracies
 from robustfast.ops import asymmetric_cross_entropy
 
 __all__ = ["AAT", "AATPP", "TERMS"]
@@ -88,7 +88,8 @@ class AAT(Objective):
         values = asymmetric_cross_entropy(
             list(logits.values()), y, terms=list(logits), yhat_s=yhat.get("s"), yhat_n=yhat.get("n")
         )
-        yield Phase("model", values.sum(), dict(zip(logits, values.detach().unbind(), strict=True)))
+        terms = dict(zip(logits, values.detach().unbind(), strict=True))
+        yield Phase("model", values.sum(), terms, accuracies(logits, y))
 
     def labels(self, x_adv: dict[str, Tensor]) -> dict[str, Tensor]:
         """Way -> int64 [B], the label that way gives its own attacked images in eval mode; "r" needs none."""

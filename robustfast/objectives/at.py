@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustfast.attacks import PGD, AttackConfig
 from robustfast.models import Network
-from robustfast.objectives.objective import Objective, Phase
+from robustfast.objectives.objective import Objective, Phase, accuracies
 
 __all__ = ["AT"]
 
@@ -44,7 +44,9 @@ class AT(Objective):
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
         way = self.model.way("r")
         x_adv = self.attack(x, y, index, **self.now())
-        losses = {"adversarial": F.cross_entropy(way(x_adv), y)}
+        logits = {"adversarial": way(x_adv)}
         if self.config.half:
-            losses["clean"] = F.cross_entropy(way(x), y)
-        yield Phase("model", sum(losses.values()), {name: loss.detach() for name, loss in losses.items()})
+            logits["clean"] = way(x)
+        losses = {name: F.cross_entropy(out, y) for name, out in logits.items()}
+        terms = {name: loss.detach() for name, loss in losses.items()}
+        yield Phase("model", sum(losses.values()), terms, accuracies(logits, y))

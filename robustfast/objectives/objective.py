@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from robustfast.attacks import AttackConfig
@@ -14,7 +15,7 @@ from robustfast.distributed import World
 from robustfast.errors import UserError
 from robustfast.models import NETWORKS, Network
 
-__all__ = ["Objective", "Phase"]
+__all__ = ["Objective", "Phase", "accuracies"]
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,27 @@ class Phase:
             move by different settings.
         loss: scalar with a graph.
         terms: what `loss` adds up, detached scalars by name, for the log.
+        accuracy: shares of the batch that were classified right, as `accuracies` gives them, for the log too.
     """
 
     optimizer: str | tuple[str, ...]
     loss: Tensor
     terms: dict[str, Tensor]
+    accuracy: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def optimizers(self) -> tuple[str, ...]:
         """`optimizer`, always as a tuple."""
         return (self.optimizer,) if isinstance(self.optimizer, str) else self.optimizer
+
+
+def accuracies(logits: Mapping[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+    """The share of labels y [B] that each of some logits [B, C] has right: detached float32 scalars by name.
+
+    They are those of training, with the batch norms and dropout in train mode. Nothing is read on the host.
+    """
+    right = torch.stack([value.detach() for value in logits.values()]).argmax(2) == y
+    return dict(zip(logits, right.float().mean(1).unbind(), strict=True))
 
 
 class Objective:

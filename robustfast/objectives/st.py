@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustfast.attacks import AttackConfig
-from robustfast.objectives.objective import Objective, Phase
+from robustfast.objectives.objective import Objective, Phase, accuracies
 
 __all__ = ["ST"]
 
@@ -30,5 +30,6 @@ class ST(Objective):
         return 3
 
     def phases(self, x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
-        loss = F.cross_entropy(self.model.way("n")(x), y)
-        yield Phase("model", loss, {"clean": loss.detach()})
+        logits = self.model.way("n")(x)
+        loss = F.cross_entropy(logits, y)
+        yield Phase("model", loss, {"clean": loss.detach()}, accuracies({"clean": logits}, y))

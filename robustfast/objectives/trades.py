@@ -12,7 +12,7 @@ from torch import Tensor
 from robustfast.attacks import PGD, AttackConfig, eval_mode
 from robustfast.errors import UserError
 from robustfast.models import Network
-from robustfast.objectives.objective import Objective, Phase
+from robustfast.objectives.objective import Objective, Phase, accuracies
 from robustfast.ops import random_start
 from robustfast.seeds import derive
 
@@ -73,7 +73,8 @@ class TRADES(Objective):
         clean = F.cross_entropy(logits, y)
         divergence = F.kl_div(F.log_softmax(logits_adv, 1), F.softmax(logits, 1), reduction="batchmean")
         loss = (clean + self.config.beta * divergence).where(finite.all(), math.nan)
-        yield Phase("model", loss, {"clean": clean.detach(), "divergence": divergence.detach()})
+        terms = {"clean": clean.detach(), "divergence": divergence.detach()}
+        yield Phase("model", loss, terms, accuracies({"clean": logits, "adversarial": logits_adv}, y))
 
     def start(self, x: Tensor, index: Tensor) -> Tensor | None:
         """Where the attack starts; None leaves it to the attack. At x itself the divergence has no slope."""

@@ -48,6 +48,7 @@ class Average:
         for mine, source in zip(_tensors(self.model), _tensors(model), strict=True):
             (floats if mine.is_floating_point() else self._copied).append((mine, source))
         self._averaged, self._sources = [mine for mine, _ in floats], [source for _, source in floats]
+        self._before: list[list[Tensor]] = []
 
     def update(self, step: int) -> None:
         """Take the trained model's weights in, after the step with this 0-based number over the whole run."""
@@ -59,6 +60,21 @@ class Average:
                 torch._foreach_lerp_(self._averaged, self._sources, weight)
             for mine, source in self._copied:
                 mine.copy_(source)
+
+    def keep(self) -> None:
+        """Remember the average as it is, for `put_back`; takes the memory of one more."""
+        self._before = self._before or [[torch.empty_like(t) for t in group] for group in self._groups()]
+        for now, before in zip(self._groups(), self._before, strict=True):
+            torch._foreach_copy_(before, now)
+
+    def put_back(self) -> None:
+        """Take back the updates since the newest `keep`."""
+        for now, before in zip(self._groups(), self._before, strict=True):
+            torch._foreach_copy_(now, before)
+
+    def _groups(self) -> list[list[Tensor]]:
+        """All tensors of the average, those of one kind together; no empty group, which torch refuses."""
+        return [group for group in (self._averaged, [mine for mine, _ in self._copied]) if group]
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged model's weights and buffers, all that a resumed run needs."""

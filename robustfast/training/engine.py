@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,50 +19,74 @@ from robustfast.registry import lookup
 from robustfast.training.config import TrainConfig
 from robustfast.training.optimizers import Updater, overridden
 from robustfast.training.precision import Precision
+from robustfast.training.terms import Terms
 
-__all__ = ["CLIPPED", "Engine", "NonFiniteLossError", "Step"]
+__all__ = ["ACCURACY", "CLIPPED", "Engine", "NonFiniteLossError", "Step"]
 
 CLIPPED = "clipped_"
 """What the names of the engine's own terms begin with: for each optimizer, whether its gradient was shortened."""
 
+ACCURACY = "accuracy_"
+"""What the names of the terms begin with that tell a phase's accuracies."""
+
 
 class NonFiniteLossError(UserError):
-    """A phase's loss is nan or infinite, here or in another process; no parameter has moved in it or after it."""
+    """A phase's loss is nan or infinite, here or in another process; no parameter has moved in it or after it.
+
+    Attributes:
+        steps_ago: 0 where it is the step that raises, 1 where it is the one before, whose losses were read late.
+    """
+
+    steps_ago = 0
 
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """What one phase came to: its optimizers' names, its loss over the batch [], detached, and the loss's terms."""
+    """What one phase came to: its optimizers' names, its loss over the batch [], detached, and what it tells of it."""
 
     optimizers: tuple[str, ...]
     loss: Tensor
     terms: dict[str, Tensor]
+    accuracy: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
 class Step:
     """What one step came to. Nothing in it was read on the host.
 
-    Attributes:
+    Args:
         phases: in their order.
         extra: what the engine has to say beside the objective's terms, scalars by name.
         finite: whether the losses of all phases are, in all processes, and no scale is exhausted: bool [].
         exhausted: whether some optimizer's loss scale has found no finite gradient at any value: bool [].
+
+    Attributes:
+        finite, exhausted: the arguments.
+        report: all of it in one tensor, for one read: float32 or float64 [N].
     """
 
-    phases: tuple[PhaseRecord, ...]
-    extra: dict[str, Tensor]
-    finite: Tensor
-    exhausted: Tensor
+    def __init__(
+        self, phases: Sequence[PhaseRecord], extra: dict[str, Tensor], finite: Tensor, exhausted: Tensor
+    ) -> None:
+        self.finite, self.exhausted = finite, exhausted
+        self._phases = tuple((phase.optimizers, tuple(phase.terms)) for phase in phases)
+        losses = [phase.loss for phase in phases]
+        terms = {"loss": sum(losses, start=torch.zeros((), device=finite.device))}
+        for phase in phases:
+            terms |= phase.terms
+        for phase in phases:
+            extra |= {ACCURACY + name: value for name, value in phase.accuracy.items()}
+        terms |= extra
+        self._names = tuple(terms)
+        self.report = torch.stack([finite, exhausted, *losses, *terms.values()])
 
     @property
-    def terms(self) -> dict[str, Tensor]:
-        """The sum of the losses under "loss", and the terms of all phases: detached float32 or float64 scalars."""
-        total = sum((phase.loss for phase in self.phases), start=torch.zeros((), device=self.finite.device))
-        terms = {"loss": total}
-        for phase in self.phases:
-            terms |= phase.terms
-        return terms | self.extra
+    def terms(self) -> Terms:
+        """The sum of the losses under "loss", and the terms of all phases: detached scalars."""
+        return self.terms_in(self.report)
+
+    def terms_in(self, report: Tensor) -> Terms:
+        """`terms` as a copy of the report has them."""
+        return Terms(self._names, report[-len(self._names) :])
 
     def check(self) -> None:
         """Wait for the step.
@@ -69,15 +94,22 @@ class Step:
         Raises:
             NonFiniteLossError: a loss is nan or infinite, or half precision holds no gradient of it.
         """
-        if bool(self.finite):
+        self.judge(self.report.tolist())
+
+    def judge(self, report: Sequence[float]) -> None:
+        """`check` by the numbers of a report that were read already."""
+        finite, exhausted, *more = report
+        if finite:
             return
-        for phase in self.phases:
-            if not bool(torch.isfinite(phase.loss)):
-                terms = ", ".join(f"{name} {float(value):g}" for name, value in phase.terms.items())
-                raise NonFiniteLossError(
-                    f"the loss of phase {_shown(phase.optimizers)} is {float(phase.loss):g} ({terms})"
-                )
-        if bool(self.exhausted):
+        losses, values = (
+            more[: len(self._phases)],
+            dict(zip(self._names, more[len(self._phases) :], strict=True)),
+        )
+        for (optimizers, names), loss in zip(self._phases, losses, strict=True):
+            if not math.isfinite(loss):
+                terms = ", ".join(f"{name} {values[name]:g}" for name in names)
+                raise NonFiniteLossError(f"the loss of phase {_shown(optimizers)} is {loss:g} ({terms})")
+        if exhausted:
             raise NonFiniteLossError(
                 "the loss is finite, its gradient in fp16 is not at any scale: use --precision bf16 or fp32"
             )
@@ -133,7 +165,7 @@ class Engine:
         }
         self.scales = {name: self.precision.loss_scale() for name in parameters}
 
-    def step(self, batch: Batch, *, lr: float) -> dict[str, Tensor]:
+    def step(self, batch: Batch, *, lr: float) -> Terms:
         """Train on one batch, and wait for it.
 
         Args:
@@ -141,8 +173,9 @@ class Engine:
             lr: learning rate of this step.
 
         Returns:
-            The terms of all phases and their sum under "loss": detached scalars, means over this process's images. With
-            a bound on the gradient's norm also "clipped_NAME": 1 where it shortened the gradient of optimizer NAME.
+            The terms of all phases and their sum under "loss": detached scalars, means over this process's images; the
+            accuracies of the phases under "accuracy_NAME". With a bound on the gradient's norm also "clipped_NAME": 1
+            where it shortened the gradient of optimizer NAME.
 
         Raises:
             NonFiniteLossError: a loss is nan or infinite; all processes raise it then.
@@ -151,7 +184,13 @@ class Engine:
         done.check()
         return done.terms
 
-    def compute(self, batch: Batch, lr: float | Tensor) -> Step:
+    pending = False
+    """Whether the check of the newest step is still to come."""
+
+    def settle(self) -> None:
+        """Raise what a pending check finds; here each step waits for its own."""
+
+    def compute(self, batch: Batch, lr: float | Tensor, *, stuck: Tensor | None = None) -> Step:
         """Train on one batch without reading anything on the host, so that a CUDA graph can hold all of it.
 
         From the first phase on whose loss is not finite, or its gradient at no scale, no parameter moves; `Step.check`
@@ -160,12 +199,14 @@ class Engine:
         Args:
             batch: as for `step`.
             lr: learning rate of this step; a tensor [] on the model's device to change it between replays.
+            stuck: float32 [] on the model's device, not 0 where an earlier step was not finite: then no parameter moves
+                here either. Set where this step is not.
         """
         parts = self._parts(batch)
         runs = [(self.objective.phases(part.x, part.y, part.index), weight) for part, weight in parts]
         records: list[PhaseRecord] = []
         extra: dict[str, Tensor] = {}
-        bad = torch.zeros((), device=self.device)
+        bad = torch.zeros((), device=self.device) if stuck is None else stuck.clone()
         exhausted = torch.zeros((), dtype=torch.bool, device=self.device)
         while (record := self._backward(runs, batch.share)) is not None:
             records.append(record)
@@ -189,7 +230,9 @@ class Engine:
         if self.config.batch_norm == "local":
             for module in (self.objective.model, *self.objective.networks().values()):
                 self.world.same_buffers(module)
-        return Step(tuple(records), extra, bad.eq(0), exhausted)
+        if stuck is not None:
+            stuck.copy_(bad)
+        return Step(records, extra, bad.eq(0), exhausted)
 
     def _parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """The parts of a batch that are computed one after the other, and the share of each in its images."""
@@ -205,7 +248,9 @@ class Engine:
     def _backward(self, runs: list[tuple[Iterator[Phase], float]], share: float) -> PhaseRecord | None:
         """Bring each part to its next phase and backward from there; None where they have no more."""
         names: tuple[str, ...] | None = None
-        loss, terms = torch.zeros((), device=self.device), {}
+        loss = torch.zeros((), device=self.device)
+        terms: dict[str, Tensor] = {}
+        accuracy: dict[str, Tensor] = {}
         for number, (run, weight) in enumerate(runs):
             with self.precision.autocast():
                 phase = next(run, None)
@@ -231,9 +276,10 @@ class Engine:
             inputs = [parameter for updater in updaters for parameter in updater.parameters]
             (weighted if scale is None else weighted * scale.value).backward(inputs=inputs)
             loss = loss + phase.loss.detach() * weight
-            for term, value in phase.terms.items():
-                terms[term] = terms[term] + value * weight if number else value * weight
-        return None if names is None else PhaseRecord(names, loss, terms)
+            for sums, parts in ((terms, phase.terms), (accuracy, phase.accuracy)):
+                for name, value in parts.items():
+                    sums[name] = sums[name] + value * weight if number else value * weight
+        return None if names is None else PhaseRecord(names, loss, terms, accuracy)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs of the optimizers, the loss scales and the objective's own networks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from robustfast.distributed import World
 from robustfast.errors import UserError
+from robustfast.training.terms import Terms
 
 __all__ = ["TIMINGS", "Meter", "MetricsFile"]
 
@@ -31,33 +33,48 @@ class Meter:
     def __init__(self) -> None:
         self.images = 0
         self.seconds = 0.0
-        self._sums: dict[str, Tensor] = {}
+        self._sums: Terms | None = None  # float64, never written in place
 
     def add(self, terms: Mapping[str, Tensor], images: int) -> None:
-        """Count a batch of `images` images whose mean terms are these detached scalars."""
+        """Count a batch of `images` images whose mean terms are these detached scalars; `Terms` in one launch."""
+        terms = Terms.of(terms)
+        sums = self._sums
+        if sums is None:
+            sums = Terms(terms.names, torch.zeros_like(terms.stacked, dtype=torch.float64))
+        elif sums.names != terms.names:
+            names = tuple(dict.fromkeys((*sums.names, *terms.names)))
+            sums, terms = sums.in_order(names), terms.in_order(names)
+        self._sums = Terms(sums.names, sums.stacked.add(terms.stacked, alpha=images))
         self.images += images
-        for name, value in terms.items():
-            weighted = value.double() * images
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+
+    def copy(self) -> Meter:
+        """What was counted so far, whatever this one counts next."""
+        return copy.copy(self)
 
     def over(self, world: World) -> Meter:
         """What all processes counted, in every one of them; each has counted the same terms."""
         total = Meter()
         total.seconds = self.seconds
-        if not self._sums:
+        if self._sums is None:
             return total
-        names, values = zip(*self._sums.items(), strict=True)
-        counts = torch.stack([*values, torch.full_like(values[0], self.images)])
-        *sums, images = world.sum(counts).unbind()
-        total.images = int(images)
-        total._sums = dict(zip(names, sums, strict=True))
+        mine = self._sums.stacked
+        counts = world.sum(torch.cat([mine, mine.new_full((1,), self.images)]))
+        total.images = int(counts[-1])
+        total._sums = Terms(self._sums.names, counts[:-1])
         return total
 
     def means(self) -> dict[str, float]:
-        return {name: float(value) / self.images for name, value in self._sums.items()}
+        if self._sums is None:
+            return {}
+        sums = zip(self._sums.names, self._sums.stacked.tolist(), strict=True)
+        return {name: value / self.images for name, value in sums}
 
     def state_dict(self) -> dict[str, Any]:
-        sums = {name: value.cpu() for name, value in self._sums.items()}
+        sums: dict[str, Tensor] = {}
+        if self._sums is not None:
+            # Each a tensor of its own: as views all would be stored with all.
+            values = (value.clone() for value in self._sums.stacked.cpu().unbind())
+            sums = dict(zip(self._sums.names, values, strict=True))
         return {"images": self.images, "seconds": self.seconds, "sums": sums}
 
     @staticmethod
@@ -74,7 +91,9 @@ class Meter:
         """The inverse of `state_dict`; not `mine`, it sets every sum to zero, since another process counts it."""
         self.images = state["images"] * mine
         self.seconds = state["seconds"]
-        self._sums = {name: value.to(device) * mine for name, value in state["sums"].items()}
+        self._sums = None
+        if sums := state["sums"]:
+            self._sums = Terms(tuple(sums), torch.stack(list(sums.values())).to(device) * mine)
 
 
 class MetricsFile:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
@@ -21,7 +21,7 @@ from robustfast.signals import Stopped, StopRequest
 from robustfast.together import together
 from robustfast.training import checkpoint
 from robustfast.training.board import Board
-from robustfast.training.engine import CLIPPED, NonFiniteLossError
+from robustfast.training.engine import ACCURACY, CLIPPED, NonFiniteLossError
 from robustfast.training.held_out import HeldOutCheck, HeldOutResult
 from robustfast.training.metrics import Meter
 from robustfast.training.pictures import Pictures
@@ -31,6 +31,14 @@ from robustfast.training.run_state import RunState
 from robustfast.training.schedule import learning_rate
 
 __all__ = ["Trainer"]
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What a step whose losses are not read yet has counted: its images' indices, and the meter as it was before."""
+
+    index: Tensor
+    meter: Meter
 
 
 class Trainer(RunState):
@@ -57,6 +65,7 @@ class Trainer(RunState):
     ) -> None:
         super().__init__(folder, dataset, device, world)
         self.positions = positions
+        self._before: _Before | None = None
         self.check, self.pictures = None, None
         if held_out is not None:
             seen = self.judged, self.objective.main_ways, held_out
@@ -122,9 +131,13 @@ class Trainer(RunState):
             try:
                 terms = self.stepper.step(batch, lr=learning_rate(self.config, number, steps))
             except NonFiniteLossError as failure:
-                stopped = self._stopped(failure, batch)
-                together(self.world, lambda stopped=stopped: _raise(stopped))
+                self._fail(failure, batch.index)
+            # A step whose losses are read later is counted at once: what that changes must be there to be put back.
+            pending = self.stepper.pending
+            self._before = _Before(batch.index, self.meter.copy()) if pending else None
             if self.average is not None:
+                if pending:
+                    self.average.keep()
                 self.average.update(number)
             self.meter.add(terms, len(batch.y))
             self.step += 1
@@ -133,6 +146,7 @@ class Trainer(RunState):
             due = self.config.checkpoint_steps and (number + 1) % self.config.checkpoint_steps == 0
             if due and self.step < steps:
                 self._save()
+        self._settle()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.meter.seconds = time.perf_counter() - began
@@ -176,7 +190,11 @@ class Trainer(RunState):
         """Check, log, write best.pt, then last.pt: what a kill before that leaves, the resumed run undoes."""
         config, steps = self.config, len(self.feed)
         means = self.meter.over(self.world).means()
-        clipped = {name: means.pop(name) for name in list(means) if name.startswith(CLIPPED)}
+        apart = {"accuracy": ACCURACY, "clipped": CLIPPED}
+        groups = {
+            key: {name.removeprefix(begin): means.pop(name) for name in list(means) if name.startswith(begin)}
+            for key, begin in apart.items()
+        }
         record: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "step": (self.epoch + 1) * steps,
@@ -184,11 +202,7 @@ class Trainer(RunState):
             # What the loss adds up has a key of its own: an objective may name a term as it likes.
             "loss": means.pop("loss"),
             "terms": means,
-            **(
-                {"clipped": {k.removeprefix(CLIPPED): share for k, share in clipped.items()}}
-                if clipped
-                else {}
-            ),
+            **{key: group for key, group in groups.items() if group},
             "seconds": self.meter.seconds,
             "images_per_second": self.feed.images / self.meter.seconds,
         }
@@ -232,7 +246,15 @@ class Trainer(RunState):
             }
             checkpoint.save(state, self.folder.checkpoints / "best.pt")
 
+    def _settle(self) -> None:
+        """Read the losses of the newest step, where that is still to be done."""
+        try:
+            self.stepper.settle()
+        except NonFiniteLossError as failure:
+            self._fail(failure)
+
     def _save(self) -> None:
+        self._settle()
         together(self.world, self._refuse_broken_weights)
         state = self.state()
         together(self.world, lambda: self._keep(state, "last.pt", keep_previous=self._last_is_whole))
@@ -242,7 +264,20 @@ class Trainer(RunState):
         if self.world.writes:
             checkpoint.save(state, self.folder.checkpoints / name, keep_previous=keep_previous)
 
-    def _stopped(self, failure: NonFiniteLossError, batch: Batch) -> UserError:
+    def _fail(self, failure: NonFiniteLossError, index: Tensor | None = None) -> NoReturn:
+        """Stop on a loss that is not finite: that of images `index`, unless it is the step before that it tells of."""
+        if failure.steps_ago:
+            assert self._before is not None
+            index, self.meter = self._before.index, self._before.meter
+            self.step -= 1
+            if self.average is not None:
+                self.average.put_back()
+        assert index is not None
+        stopped = self._stopped(failure, index)
+        together(self.world, lambda: _raise(stopped))
+        raise stopped
+
+    def _stopped(self, failure: NonFiniteLossError, index: Tensor) -> UserError:
         """Keep what gave a loss that is not finite, apart from the good checkpoints; the error that tells of it.
 
         The file has the images' indices beside `state`. Parameters and optimizers in it are those with which the loss
@@ -253,7 +288,7 @@ class Trainer(RunState):
         # Every process raises, and those whose own loss is finite say no more than that another's is not.
         reasons = self.world.gather(str(failure))
         reason = min(reasons, key=lambda text: text.endswith("in another process"))
-        index = torch.cat(self.world.gather(batch.index.cpu()))
+        index = torch.cat(self.world.gather(index.cpu()))
         if self.positions is not None:
             index = self.positions[index]
         state = self.state() | {"index": index}

@@ -6,6 +6,7 @@ import torch
 from robustfast.attacks import AttackConfig
 from robustfast.models import ThreeWay
 from robustfast.objectives import OBJECTIVES, Objective
+from robustfast.objectives.objective import accuracies
 
 ATTACK = AttackConfig(eps=0.1, step_size=0.05, steps=2)
 # Of the objectives that train a three-way network; those of other networks are tested with their networks.
@@ -83,6 +84,40 @@ def test_phase_is_one_scalar_and_its_terms_are_detached(name, digits_model, batc
         assert not term.requires_grad
     total = sum(WEIGHTS.get(name, {}).get(key, 1) * term for key, term in phase.terms.items())
     torch.testing.assert_close(phase.loss.detach(), total)
+
+
+ACCURACIES = {
+    "st": ["clean"],
+    "at": ["adversarial", "clean"],
+    "trades": ["clean", "adversarial"],
+    "aat": ["st_s", "st_r", "st_n", "as_r", "as_n"],
+    "aatpp": ["st_s", "st_r", "st_n", "as_r", "as_n", "ar", "an"],
+}
+
+
+@pytest.mark.parametrize("name", ACCURACIES)
+def test_accuracies_are_those_of_the_logits_in_train_mode(name, digits_model, batch):
+    y = batch[1]
+    digits_model.train()
+    given, ways = [], digits_model.ways
+    digits_model.ways = lambda x, names: given.append((x, ways(x, names))) or given[-1][1]
+    (phase,) = build(name, digits_model).phases(*batch)
+    assert list(phase.accuracy) == ACCURACIES[name]
+    # Those of training come last, and carry a graph.
+    seen = [(x, way, out) for x, logits in given for way, out in logits.items() if out.grad_fn is not None]
+    right = {
+        name: out.argmax(1).eq(y).double().mean().item()
+        for name, (_, _, out) in zip(ACCURACIES[name], seen[-len(ACCURACIES[name]) :], strict=True)
+    }
+    assert {name: value.item() for name, value in phase.accuracy.items()} == pytest.approx(right, rel=1e-6)
+    assert not any(value.requires_grad for value in phase.accuracy.values())
+
+
+def test_accuracies_count_labels_that_are_right():
+    logits = {"a": torch.eye(4)[[0, 1, 2, 3]], "b": torch.eye(4)[[0, 0, 0, 0]].half().requires_grad_()}
+    found = accuracies(logits, torch.tensor([0, 1, 2, 0]))
+    assert {name: value.item() for name, value in found.items()} == {"a": 0.75, "b": 0.5}
+    assert {value.dtype for value in found.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", ["st", "at", "trades", "mart", "alp", "aat", "aatpp"])

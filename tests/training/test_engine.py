@@ -252,6 +252,20 @@ class HostReads(TorchDispatchMode):
 
     count = 0
 
+    def __enter__(self) -> HostReads:
+        tolist = self.tolist = Tensor.tolist
+
+        def counted(tensor: Tensor) -> Any:
+            self.count += 1
+            return tolist(tensor)
+
+        Tensor.tolist = counted  # type: ignore[method-assign]  # never dispatched
+        return super().__enter__()
+
+    def __exit__(self, *failure: Any) -> None:
+        Tensor.tolist = self.tolist  # type: ignore[method-assign]
+        super().__exit__(*failure)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import tiny
+from tiny_runs import assert_equal, tiny
 from torch import Tensor
 
 from robustfast.attacks.cuda_graph import CaptureError
@@ -85,13 +86,7 @@ class FakeGraph:
         objective.epoch, objective.progress = self.frozen
         fresh = self.run()
         objective.epoch, objective.progress = now
-        for mine, new in zip(tensors(self.results), tensors(fresh), strict=True):
-            mine.copy_(new)
-
-
-def tensors(result: Any) -> list[Tensor]:
-    done, terms = result
-    return [done.finite, done.exhausted, *(p.loss for p in done.phases), *terms.values()]
+        self.results.report.copy_(fresh.report)
 
 
 @pytest.fixture
@@ -180,20 +175,108 @@ def test_weights_that_move_elsewhere_are_captured_anew(recorded: Any) -> None:
     assert len(graphs) == 3
 
 
-def test_a_loss_that_is_not_finite_in_a_replay_moves_nothing(recorded: Any) -> None:
+POISON = 0.8125
+
+
+def poison(batch: Batch) -> Batch:
+    """The batch with a pixel that has a fragile objective lose."""
+    x = batch.x.clone()
+    x[0, 0, 0, 0] = POISON
+    return batch._replace(x=x)
+
+
+def fragile(engine: Engine) -> Engine:
+    """The loss of a poisoned batch is nan, all else about it is finite, running statistics above all."""
+    phases = engine.objective.phases
+
+    def broken(x: Tensor, y: Tensor, index: Tensor) -> Iterator[Phase]:
+        poisoned = (x[0, 0, 0, 0] == POISON).float()
+        for phase in phases(x, y, index):
+            yield dataclasses.replace(phase, loss=phase.loss + (0 / (1 - poisoned)).detach())
+
+    engine.objective.phases = broken
+    return engine
+
+
+def everything(engine: Engine) -> dict[str, Any]:
+    """All that training moves."""
+    return {"model": engine.objective.model.state_dict(), **engine.state_dict()}
+
+
+@pytest.mark.parametrize("then", ["step", "settle", "partial", "epoch"])
+@pytest.mark.parametrize(
+    ("preset", "fields"),
+    [
+        ("digits-st", {"optimizer": "adamw", "precision": "fp16"}),
+        ("digits-st", {"optimizer": "sgd"}),
+        ("digits-trades", {"optimizer": "adamw"}),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_told_a_step_late_and_nothing_has_moved(
+    recorded: Any, then: str, preset: str, fields: dict[str, Any]
+) -> None:
+    plain, graphed = (fragile(engine(config(preset, **fields))) for _ in range(2))
+    graphs = recorded(graphed)
+    step = WholeStep(graphed)
+    full, *_, partial = batches()
+    for runner, take in ((plain, plain.step), (graphed, step.step)):
+        train(take, runner, [full] * 4, 1)
+    assert step.pending
+    assert not torch.isfinite(step.step(poison(full), lr=LR)["loss"]), "whose check is to come"
+    with pytest.raises(NonFiniteLossError, match="loss of phase 'model' is nan") as told:
+        plain.step(poison(full), lr=LR)
+    assert told.value.steps_ago == 0
+    given = {"partial": partial}.get(then, full)
+    if then == "epoch":
+        graphed.objective.begin(1, 0.5)
+    with pytest.raises(NonFiniteLossError, match="loss of phase 'model' is nan") as late:
+        step.settle() if then == "settle" else step.step(given, lr=LR)
+    assert str(late.value) == str(told.value)
+    assert late.value.steps_ago == 1
+    assert graphs[0].replays == (4 if then == "step" else 3), "the next was launched before this was read"
+    assert_equal(everything(graphed), everything(plain), "")
+    assert not step.pending
+    step.settle()
+    # Neither is the worse for it.
+    assert_equal_runs(
+        (plain, train(plain.step, plain, [full] * 4, 1)),
+        (graphed, train(step.step, graphed, [full] * 4, 1)),
+    )
+    step.settle()
+    assert_equal(everything(graphed), everything(plain), "")
+
+
+def test_a_step_that_is_not_late_raises_its_own_error(recorded: Any) -> None:
+    runner = fragile(engine(config("digits-st")))
+    graphs = recorded(runner)
+    step = WholeStep(runner, late=False)
+    given = batches()[0]
+    train(step.step, runner, [given] * 4, 1)
+    assert not step.pending
+    before = copy.deepcopy([*runner.objective.model.parameters()])
+    with pytest.raises(NonFiniteLossError, match="loss of phase 'model' is nan") as found:
+        step.step(poison(given), lr=LR)
+    assert found.value.steps_ago == 0
+    assert graphs[0].replays == 3
+    assert all(map(torch.equal, runner.objective.model.parameters(), before))
+
+
+def test_a_replay_is_read_after_the_next_is_launched(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = engine(config("digits-st"))
     graphs = recorded(runner)
     step = WholeStep(runner)
-    given = batches()[0]
-    train(step.step, runner, [given] * 4, 1)
-    model = runner.objective.model
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    poisoned = given._replace(x=given.x.clone())
-    poisoned.x[0, 0, 0, 0] = torch.nan
-    with pytest.raises(NonFiniteLossError, match="loss of phase 'model' is nan"):
-        step.step(poisoned, lr=LR)
-    assert graphs[0].replays == 3
-    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    launched: list[int] = []
+    real = whole_step.to_host
+
+    def noted(values: Tensor) -> Callable[[], list[float]]:
+        wait = real(values)
+        return lambda: (launched.append(graphs[0].replays), wait())[1]
+
+    monkeypatch.setattr(whole_step, "to_host", noted)
+    train(step.step, runner, [batches()[0]] * 6, 1)
+    assert launched == [2, 3, 4]
+    step.settle()
+    assert launched == [2, 3, 4, 4]
 
 
 def test_what_keeps_steps_out_of_a_graph() -> None:
@@ -312,14 +395,21 @@ def test_an_attack_that_is_a_graph_by_itself_runs_inside_one(inner: str) -> None
 
 
 @pytest.mark.gpu
-def test_a_replay_reads_the_host_once() -> None:
+def test_a_replay_does_not_wait_for_the_device() -> None:
     runner = engine(config("digits-aatpp"), CUDA)
     step = WholeStep(runner)
-    given = [batches(CUDA)[0]] * 3
+    given = [batches(CUDA)[0]] * 4
     train(step.step, runner, given, 1)
+    # Behind work that takes its time, what a replay returns cannot have been computed yet.
+    torch.cuda._sleep(2 * 10**8)
     with whole_step.waits() as found:
         step.step(given[0], lr=LR)
-    assert len(found) == 1
+        launched = torch.cuda.Event()
+        launched.record()
+        assert not launched.query()
+    assert not found
+    step.settle()
+    assert launched.query()
 
 
 @pytest.mark.gpu
@@ -341,18 +431,33 @@ def test_an_objective_that_reads_a_value_runs_eagerly() -> None:
 
 
 @pytest.mark.gpu
-def test_a_poisoned_replay_moves_nothing_and_the_next_one_goes_on() -> None:
-    runner = engine(config("digits-st"), CUDA)
-    step = WholeStep(runner)
-    given = batches(CUDA)[0]
-    train(step.step, runner, [given] * 4, 1)
-    before = [parameter.detach().clone() for parameter in runner.objective.model.parameters()]
-    poisoned = given._replace(x=given.x.clone())
-    poisoned.x[0, 0, 0, 0] = torch.nan
-    with pytest.raises(NonFiniteLossError):
-        step.step(poisoned, lr=LR)
-    for parameter, old in zip(runner.objective.model.parameters(), before, strict=True):
-        assert torch.equal(parameter, old)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("overtaken", [True, False])
+def test_a_poisoned_replay_moves_nothing_and_the_next_one_goes_on(precision: str, overtaken: bool) -> None:
+    settings = config("digits-st", precision=precision, engine="eager")
+    with same_algorithms():
+        plain, graphed = (fragile(engine(settings, CUDA)) for _ in range(2))
+        step = WholeStep(graphed)
+        given = batches(CUDA)[0]
+        for runner, take in ((plain, plain.step), (graphed, step.step)):
+            train(take, runner, [given] * 4, 1)
+        before = copy.deepcopy([*graphed.objective.model.parameters()])
+        step.step(poison(given), lr=LR)
+        with pytest.raises(NonFiniteLossError) as late:
+            step.step(given, lr=LR) if overtaken else step.settle()
+        assert late.value.steps_ago == 1
+        assert all(map(torch.equal, graphed.objective.model.parameters(), before))
+        with pytest.raises(NonFiniteLossError, match=re.escape(str(late.value))):
+            plain.step(poison(given), lr=LR)
+        for mine, theirs in zip(
+            graphed.objective.model.buffers(), plain.objective.model.buffers(), strict=True
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        runs = [
+            train(take, runner, [given] * 3, 1)
+            for runner, take in ((plain, plain.step), (graphed, step.step))
+        ]
+    assert_close_runs((plain, runs[0]), (graphed, runs[1]))
 
 
 def assert_close_runs(
