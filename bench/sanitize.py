@@ -116,7 +116,7 @@ def reports(text: str) -> tuple[list[str], list[str]]:
         said = line.removeprefix("=========")
         # A report begins one space in, and what belongs to it follows further in.
         if re.match(
-            r" (?! |COMPUTE-SANITIZER|\w+ SUMMARY|Target application|Warning|Error: process)\S", said
+            r" (?! |COMPUTE-SANITIZER|\w+ SUMMARY|Target application|Warning|Error: (?!Race))\S", said
         ):
             if not said.startswith(" and "):
                 close()
@@ -136,9 +136,10 @@ def judge(run: Run, code: int | None, text: str) -> None:
     run.elsewhere = len(theirs)
     run.ran = [line for line in text.splitlines() if line.endswith(" samples")]
     lines = [line.replace(str(ROOT), ".") for line in text.splitlines() if line.strip()]
+    shown = [line for report in ours[:5] for line in report.splitlines()[:8]]
     if DONE in text:
         # Python's own end, if any, is not the tool's.
-        run.errors, run.words = len(ours), [line for report in ours[:5] for line in report.splitlines()[:8]]
+        run.errors, run.words = len(ours), shown
         if ours or (code not in (0, 9)):
             run.state = "errors" if ours else "failed"
             run.words = run.words or lines[-10:]
@@ -148,10 +149,11 @@ def judge(run: Run, code: int | None, text: str) -> None:
             run.state, run.words = "failed", ["the tool wrote no summary", *lines[-10:]]
         else:
             run.state = "clean"
-    elif code is None:
-        run.state, run.words = "timed out", lines[-5:]
+    elif ours:
+        # An access that the tool stopped ends the process too.
+        run.errors, run.state, run.words = len(ours), "errors", shown
     else:
-        run.errors, run.state, run.words = len(ours), "failed", lines[-15:]
+        run.state, run.words = ("timed out", lines[-5:]) if code is None else ("failed", lines[-15:])
 
 
 class Processes:
