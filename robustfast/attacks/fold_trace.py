@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ __all__ = ["ROOT", "RefusedError", "obstacle", "signature", "trace"]
 ROOT = "module."
 """What the names of a traced module's parts begin with in its graph."""
 
-_SCALARS = (bool, int, float, str, type(None))
+_SCALARS = frozenset((bool, int, float, str, type(None)))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -62,7 +63,11 @@ def signature(parts: Mapping[str, nn.Module]) -> list[Any]:
         (
             name,
             type(part),
-            [(key, value) for key, value in vars(part).items() if _is_plain(value)],
+            [
+                (key, value)
+                for key, value in vars(part).items()
+                if type(value) in _SCALARS or _is_plain(value)
+            ],
             [
                 None if t is None else (t.shape, t.stride(), t.dtype, t.device)
                 for t in (*part._parameters.values(), *part._buffers.values())
@@ -121,12 +126,39 @@ class _Called(nn.Module):
         return self.module(x)
 
 
+class _Value(fx.Proxy):
+    """A value while it is traced. As torch has it, ``a += b`` would be recorded as ``a = a + b``."""
+
+
+def _recorded(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in (
+    "iadd",
+    "isub",
+    "imul",
+    "itruediv",
+    "ifloordiv",
+    "imod",
+    "ipow",
+    "imatmul",
+    "iand",
+    "ior",
+    "ixor",
+):
+    setattr(_Value, f"__{_name}__", _recorded(getattr(operator, _name)))
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else what is computed from buffers would be a constant
 
     def __init__(self) -> None:
         super().__init__()
         self._modes = _modes()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _modes() != self._modes:
@@ -145,6 +177,4 @@ def _modes() -> tuple[Any, ...]:
 
 
 def _is_plain(value: object) -> bool:
-    if type(value) is tuple:
-        return all(type(entry) in _SCALARS for entry in value)
-    return type(value) in _SCALARS
+    return type(value) is tuple and all(type(entry) in _SCALARS for entry in value)

@@ -57,9 +57,11 @@ class Weights:
         self._folded: dict[str, tuple[str, int, torch.dtype]] = {}
         self._shifts: dict[str, tuple[str | int, str | int]] = {}
         self._half_shifts: dict[str, tuple[int, torch.dtype]] = {}
-        self._rows: Tensor | None = None
+        self._whole: Sequence[Tensor] = ()
+        self._split: list[Sequence[Tensor]] = []
         self._scale: list[Tensor] = []
         self._shift: list[Tensor] = []
+        self._factors: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
 
     def norm(self, norm: Norm) -> int:
@@ -90,23 +92,24 @@ class Weights:
     @property
     def allocated(self) -> bool:
         """Whether the buffers are there."""
-        return self._rows is not None
+        return bool(self._whole)
 
     @torch.no_grad()
     def prepare(self, find: Find) -> dict[str, Tensor]:
         """Everything that was asked for, by name, from the encoder's tensors as they are now."""
-        if self._rows is None:
+        if not self._whole:
             self._allocate(find)
         tensors = self._fill_norms(find)
         to: list[Tensor] = []
         sources: list[Tensor] = []
         for name, (source, dtype) in self._casts.items():
-            tensor = find(source).detach()
+            tensor = find(source)
             if tensor.dtype != dtype:
                 to.append(self._buffers[name])
                 sources.append(tensor)
-                tensor = self._buffers[name]
-            tensors[name] = tensor
+                tensors[name] = self._buffers[name]
+            else:
+                tensors[name] = tensor.detach()
         for name, (norm, dtype) in self._half_shifts.items():
             tensors[name] = self._shift[norm]
             if dtype != self._shift[norm].dtype:
@@ -120,14 +123,12 @@ class Weights:
             torch._foreach_copy_(sums, [self._term(first, find) for first, _ in self._shifts.values()])
             torch._foreach_add_(sums, [self._term(second, find) for _, second in self._shifts.values()])
             tensors |= dict(zip(self._shifts, sums, strict=True))
-        for name, (source, norm, _) in self._folded.items():
-            weight = find(source).detach()
-            scale = self._scale[norm].view(-1, *[1] * (weight.dim() - 1))
-            tensors[name] = torch.mul(weight, scale, out=self._buffers[name])
+        for name, (source, _, _) in self._folded.items():
+            tensors[name] = torch.mul(find(source), self._factors[name], out=self._buffers[name])
         return tensors
 
     def _term(self, part: str | int, find: Find) -> Tensor:
-        return self._shift[part] if isinstance(part, int) else find(part).detach()
+        return self._shift[part] if isinstance(part, int) else find(part)
 
     def _sources(self) -> Iterator[str]:
         yield from (norm.var for norm in self._norms)
@@ -135,23 +136,22 @@ class Weights:
 
     def _fill_norms(self, find: Find) -> dict[str, Tensor]:
         """Scale and shift of every norm."""
-        assert self._rows is not None
         if not self._norms:
             return {}
         to: list[Tensor] = []
         sources: list[Tensor] = []
         seconds: list[tuple[Tensor, Tensor]] = []
-        for norm, rows in zip(self._norms, self._split(self._rows), strict=True):
+        for norm, rows in zip(self._norms, self._split, strict=True):
             given = (norm.var, norm.mean, norm.weight, norm.bias, *norm.before[:1])
             for row, source in zip(rows, given, strict=False):
                 if source is not None:
                     to.append(row)
-                    sources.append(find(source).detach())
-            seconds += [(rows[4], find(source).detach()) for source in norm.before[1:]]
+                    sources.append(find(source))
+            seconds += [(rows[4], find(source)) for source in norm.before[1:]]
         torch._foreach_copy_(to, sources)
         if seconds:
             torch._foreach_add_([row for row, _ in seconds], [bias for _, bias in seconds])
-        var, mean, weight, bias, before, eps, scale, shift = self._rows
+        var, mean, weight, bias, before, eps, scale, shift = self._whole
         torch.add(var, eps, out=scale).rsqrt_().mul_(weight)
         torch.sub(before, mean, out=shift).mul_(scale).add_(bias)
         numbered = range(len(self._norms))
@@ -159,33 +159,30 @@ class Weights:
             f"shift{n}": self._shift[n] for n in numbered
         }
 
-    def _split(self, rows: Tensor) -> list[Sequence[Tensor]]:
-        """For each norm its part of each row."""
-        return [
-            part[:, :channels].unbind()
-            for part, channels in zip(rows.split(self._spans, dim=1), self._channels, strict=True)
-        ]
-
     def _allocate(self, find: Find) -> None:
-        self._channels = [len(find(norm.var)) for norm in self._norms]
-        self._spans = [-(-channels // _ALIGNED) * _ALIGNED for channels in self._channels]
+        channels = [len(find(norm.var)) for norm in self._norms]
+        spans = [-(-count // _ALIGNED) * _ALIGNED for count in channels]
         device = next(find(source).device for source in self._sources())
         # Rows: var, mean, weight, bias, bias before, eps; then what comes of them, scale and shift.
-        rows = torch.zeros(8, sum(self._spans), dtype=self._wide, device=device)
-        rows[5] = 1.0  # between the norms too, where a variance of 0 would divide by 0
+        rows = torch.zeros(8, sum(spans), dtype=self._wide, device=device)
         rows[2] = 1.0
-        for norm, part in zip(self._norms, self._split(rows), strict=True):
+        rows[5] = 1.0  # between the norms too, where a variance of 0 would divide by 0
+        self._whole = rows.unbind()
+        # For each norm its part of each row.
+        self._split = [
+            part[:, :count].unbind() for part, count in zip(rows.split(spans, dim=1), channels, strict=True)
+        ]
+        for norm, part in zip(self._norms, self._split, strict=True):
             part[5].fill_(norm.eps)
-        split = self._split(rows)
-        self._scale, self._shift = [part[6] for part in split], [part[7] for part in split]
+        self._scale, self._shift = [part[6] for part in self._split], [part[7] for part in self._split]
         for name, (source, dtype) in self._casts.items():
             if find(source).dtype != dtype:
                 self._buffers[name] = torch.empty_like(find(source), dtype=dtype)
-        for name, (source, _, dtype) in self._folded.items():
+        for name, (source, norm, dtype) in self._folded.items():
             self._buffers[name] = torch.empty_like(find(source), dtype=dtype)
+            self._factors[name] = self._scale[norm].view(-1, *[1] * (find(source).dim() - 1))
         for name, (norm, dtype) in self._half_shifts.items():
             if dtype != self._wide:
                 self._buffers[name] = torch.empty_like(self._shift[norm], dtype=dtype)
         for name, parts in self._shifts.items():
             self._buffers[name] = torch.empty_like(self._term(parts[0], find), dtype=self._wide)
-        self._rows = rows
