@@ -63,7 +63,8 @@ def _forward_kernel(
     y = tl.where(v <= 0, 0, v).to(T)
     tl.store(y_ptr + offsets, y, mask=inside)
     if mask_ptr is not None:
-        passed = inside & ((y > 0) | (y != y))
+        kept = y.to(W)
+        passed = inside & ((kept > 0) | (kept != kept))
         tl.store(mask_ptr + rows, tl.sum(passed.to(tl.int32) << columns, 1).to(tl.uint8), mask=first < total)
 
 
