@@ -80,6 +80,7 @@ VARIANTS: dict[str, frozenset[str]] = {
     "without two-streams": frozenset({"two-streams"}),
     # The host decides on each step of any other optimizer, which a graph cannot hold.
     "without fused-optimizer": frozenset({"whole-step", "fused-optimizer"}),
+    # Each term is read in each step, as scripts do with `loss.item()`.
     "without device-metrics": frozenset({"device-metrics"}),
 }
 # Lever -> the variants with and without it, alike in all else.
@@ -229,7 +230,8 @@ class Ours:
         with self._without():
             engine = Engine(objective, config, case.device)
         self.moved = [p for updater in engine.updaters.values() for p in updater.parameters]
-        self.runner = WholeStep(engine, say=_gave_way) if whole else engine
+        late = "device-metrics" not in off
+        self.runner = WholeStep(engine, late=late, say=_gave_way) if whole else engine
 
     def step(self, lr: float = LR) -> None:
         with self._without():
