@@ -8,7 +8,7 @@ if no cache held it from the operation before; a batch norm in train mode reads 
 Three columns: "unfused" is the network as it is written; "folded" has the attack's batch norms folded and
 `affine_relu` elsewhere (`robustfast.attacks.folding`); "floor" is what convolutions, matrix products, the attack's step
 and the optimizer read and write themselves, with everything else inside them. Writes bench/results/account.json, and
-the tables of docs/performance.md, which come from that file alone.
+the tables of docs/performance.md, which come from files of results alone.
 """
 
 from __future__ import annotations
@@ -16,25 +16,44 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import reduce
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from account_tables import (
+    FLOOR,
+    NETWORKS,
+    ORDER,
+    SECTIONS,
+    STEPS,
+    VARIANTS,
+    Account,
+    Rates,
+    Row,
+    accounts,
+    rendered,
+    sums,
+    tables,
+    times,
+    total,
+    whole,
+)
 from hardware import ROOT
+from plain_training import PlainTraining
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import robustfast
-from robustfast.attacks import ThreeWayPGD
+from robustfast.attacks import ThreeWayPGD, folding
+from robustfast.attacks.fold_trace import trace
 from robustfast.attacks.range_check import Extremes
 from robustfast.data import Batch
 from robustfast.models import ThreeWay
@@ -44,40 +63,27 @@ from robustfast.training.engine import Engine
 from robustfast.training.presets import PRESETS
 from robustfast.training.run_folder import _commit
 
-try:
-    from robustfast.attacks.folding import folding
-except ImportError:
-    folding = None
-
 RESULT = ROOT / "bench" / "results" / "account.json"
 PAGE = ROOT / "docs" / "performance.md"
-STEPS = 10
+# The module, whose name the function of the same name hides.
+FOLDING = sys.modules["robustfast.attacks.folding"]
 
-NETWORKS = {"preact_resnet18": "PreAct-ResNet18", "wide_resnet34_10": "WRN-34-10"}
 # Name here, to preset's ending and changed fields of its objective.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "AT": ("at", {"half": False}),
     "AAT": ("aat", {}),
     "AAT++": ("aatpp", {}),
 }
-SECTIONS = ("attack step", "attack, once", "training", "optimizer")
-VARIANTS = ("unfused", "folded") if folding else ("unfused",)
-
-CONVOLUTION, PRODUCT, NORM, STEP, OPTIMIZER = (
-    "convolution",
-    "matrix product",
-    "batch norm",
-    "attack's own ops",
-    "optimizer",
-)
+CONVOLUTION, PRODUCT, STEP, OPTIMIZER = FLOOR
+PLAIN = {"AT": "adversarial", "AAT": "aat", "AAT++": "aatpp"}
 # Operation to kind; what is not here is "other".
 KINDS = {
     "aten.convolution": CONVOLUTION,
     "aten.convolution_backward": CONVOLUTION,
     "aten.mm": PRODUCT,
     "aten.addmm": PRODUCT,
-    "aten.native_batch_norm": NORM,
-    "aten.native_batch_norm_backward": NORM,
+    "aten.native_batch_norm": "batch norm",
+    "aten.native_batch_norm_backward": "batch norm",
     "aten.relu": "ReLU",
     "aten.relu_": "ReLU",
     "aten.threshold_backward": "ReLU",
@@ -91,9 +97,6 @@ KINDS = {
     "robustfast.random_start": STEP,
     "aten._fused_sgd_": OPTIMIZER,
 }
-ORDER = (*dict.fromkeys(KINDS.values()), "other")
-# What is left where everything else happens inside these.
-FLOOR = (CONVOLUTION, PRODUCT, STEP, OPTIMIZER)
 # Of tensors without storage only, or without a kernel.
 NOT_OURS = ("prim.", "profiler.", "aten.promote_types", "aten.alias")
 NO_KERNEL = {
@@ -104,57 +107,6 @@ NO_KERNEL = {
     "aten.new_empty_strided",
     "aten.as_strided_",
 }
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Bytes and floating-point operations per second of a GPU; seconds that its host takes to launch a kernel, and that
-    pass between two kernels of a graph."""
-
-    copy: float
-    matrix: float
-    launch: float
-    gap: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """What some operations cost: kernels, bytes, floating-point operations, and the seconds of these kernels."""
-
-    launches: int = 0
-    bytes: int = 0
-    flops: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: Row) -> Row:
-        return Row(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
-
-    def times(self, factor: int) -> Row:
-        return Row(*(factor * a for a in _values(self)))
-
-
-Account = dict[str, Row]
-"""By kind."""
-
-
-def _values(row: Row) -> tuple[Any, ...]:
-    return tuple(asdict(row).values())
-
-
-def total(account: Account, kinds: Iterable[str] | None = None) -> Row:
-    """The sum over all kinds, or over some."""
-    return reduce(
-        Row.__add__, (row for kind, row in account.items() if kinds is None or kind in kinds), Row()
-    )
-
-
-def sums(*accounts: Account) -> Account:
-    kinds = dict.fromkeys(kind for account in accounts for kind in account)
-    return {kind: reduce(Row.__add__, (a.get(kind, Row()) for a in accounts)) for kind in kinds}
-
-
-def times(account: Account, factor: int) -> Account:
-    return {kind: row.times(factor) for kind, row in account.items()}
 
 
 class Counter(TorchDispatchMode):
@@ -249,8 +201,18 @@ def size(tensor: Tensor) -> int:
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Tensors without storage, whose pixels and labels cannot be looked at."""
-    with FakeTensorMode(), patch.object(Extremes, "check", lambda *_: None):
+    """Tensors without storage, whose pixels and labels cannot be looked at; encoders made of them fold like others."""
+
+    def traced(module: nn.Module) -> Any:
+        with unset_fake_temporarily():
+            return trace(module)
+
+    with (
+        FakeTensorMode(),
+        patch.object(Extremes, "check", lambda *_: None),
+        patch.object(FOLDING, "obstacle", lambda parts: None),
+        patch.object(FOLDING, "trace", traced),
+    ):
         yield
 
 
@@ -323,11 +285,6 @@ def sections(network: str, method: str, batch: int, rates: Rates, *, side: int =
     return {SECTIONS[0]: step, SECTIONS[1]: sums(once, times(step, -1)), **one}
 
 
-def whole(found: dict[str, Account]) -> Account:
-    """A training step with `STEPS` steps of the attack."""
-    return sums(*(times(found[name], STEPS if name == SECTIONS[0] else 1) for name in SECTIONS))
-
-
 def forward_flops(network: str, *, side: int = 32) -> int:
     """Floating-point operations of F: one forward pass of one encoder over one image."""
     with without_values():
@@ -337,104 +294,57 @@ def forward_flops(network: str, *, side: int = 32) -> int:
     return total(counter.found[SECTIONS[2]], (CONVOLUTION,)).flops
 
 
+def plain_passes(method: str) -> float:
+    """F that the same step takes where it is written as people write it, counted on a small network.
+
+    A first convolution's gradient to the images counts where training spares it, as it does in the passes of ours.
+    """
+    torch.manual_seed(0)
+    model = ThreeWay("digits_cnn", num_classes=10, in_channels=1)
+    strength = replace(PRESETS["digits-at"].attack, steps=STEPS)
+    convolutions = [part for part in model.encoder_r.modules() if isinstance(part, nn.Conv2d)]
+    passes = Convolutions()
+    with passes:
+        loss, _ = getattr(PlainTraining(model, strength), PLAIN[method])(
+            torch.rand(4, 1, 8, 8), torch.arange(4)
+        )
+        loss.backward()
+    return passes.count / len(convolutions)
+
+
+class Convolutions(TorchDispatchMode):
+    """Context manager; counts convolutions and the gradients that their backward is asked for.
+
+    Where weights get a gradient and the input, being images, gets none, that one is counted too.
+    """
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.count += 1
+        elif func is torch.ops.aten.convolution_backward.default:
+            to_input, to_weight, _ = args[-1]
+            self.count += 2 if to_weight else to_input
+        return func(*args, **(kwargs or {}))
+
+
 def case(network: str, method: str, batch: int, rates: Rates) -> dict[str, Any]:
     """One entry of the file."""
     forward = forward_flops(network)
     entry: dict[str, Any] = {"network": network, "method": method, "batch": batch, "forward_flops": forward}
     for variant in VARIANTS:
-        with folding("on" if variant == "folded" else "off") if folding else nullcontext():
+        with folding("on" if variant == "folded" else "off"):
             found = sections(network, method, batch, rates)
         flops = total(whole(found), (CONVOLUTION,)).flops
-        entry |= {"passes": flops / (forward * batch), "flops": flops}
+        entry |= {"passes": flops / (forward * batch), "plain_passes": plain_passes(method), "flops": flops}
         entry[variant] = {
             name: {kind: asdict(account[kind]) for kind in ORDER if kind in account}
             for name, account in found.items()
         }
     return entry
-
-
-def accounts(entry: dict[str, Any], column: str) -> dict[str, Account]:
-    """Section to account of one of the columns "unfused", "folded", "floor" of an entry of the file."""
-    found = {
-        name: {kind: Row(**row) for kind, row in rows.items()}
-        for name, rows in entry["unfused" if column == "floor" else column].items()
-    }
-    if column != "floor":
-        return found
-    return {name: {k: row for k, row in account.items() if k in FLOOR} for name, account in found.items()}
-
-
-def tables(report: dict[str, Any]) -> dict[str, str]:
-    """The tables of the page by name, from the file alone."""
-    rates = Rates(**report["rates"])
-    entries = report["cases"]
-    columns = (*VARIANTS, "floor")
-    passes = ["| network | method | passes | TFLOP | ms of arithmetic |", "|---|---|---|---|---|"]
-    steps = [
-        "| network | method | | launches | GB | ms of kernels | ms of the host |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    made = {}
-    for entry in entries:
-        network = NETWORKS[entry["network"]]
-        arithmetic = 1e3 * entry["flops"] / rates.matrix
-        work = f"{entry['passes']:.0f}F | {entry['flops'] / 1e12:.1f} | {arithmetic:.1f}"
-        passes.append(f"| {network} | {entry['method']} | {work} |")
-        for column in columns:
-            row = total(whole(accounts(entry, column)))
-            steps.append(
-                f"| {network} | {entry['method']} | {column} | {row.launches:,} | {row.bytes / 1e9:.1f} | "
-                f"{1e3 * row.seconds:.1f} | {1e3 * row.launches * rates.launch:.1f} |"
-            )
-        if entry["method"] == "AT":
-            made[f"kinds {entry['network']}"] = _kinds(entry)
-            made[f"sections {entry['network']}"] = _sections(entry)
-    return {"passes": "\n".join(passes), "steps": "\n".join(steps), **made}
-
-
-def _cells(row: Row) -> str:
-    return f"{row.launches:,} | {row.bytes / 1e6:,.0f} | {1e3 * row.seconds:.3f}" if row.launches else "| |"
-
-
-def _head(first: str) -> list[str]:
-    columns = (*VARIANTS, "floor")
-    shown = " | ".join(f"{column}: launches | MB | ms" for column in columns)
-    return [f"| {first} | {shown} |", "|---" * (1 + 3 * len(columns)) + "|"]
-
-
-def _kinds(entry: dict[str, Any]) -> str:
-    """One step of the attack by kind."""
-    found = [accounts(entry, column)[SECTIONS[0]] for column in (*VARIANTS, "floor")]
-    lines = _head("one step of the attack")
-    for kind in ORDER:
-        if any(kind in account and account[kind].launches for account in found):
-            lines.append(f"| {kind} | {' | '.join(_cells(a.get(kind, Row())) for a in found)} |")
-    lines.append(f"| **all** | {' | '.join(_cells(total(account)) for account in found)} |")
-    return "\n".join(lines)
-
-
-def _sections(entry: dict[str, Any]) -> str:
-    """A whole training step by section."""
-    lines = _head("a training step")
-    found = [accounts(entry, column) for column in (*VARIANTS, "floor")]
-    for name in SECTIONS:
-        factor, shown = (STEPS, f"{STEPS} steps of the attack") if name == SECTIONS[0] else (1, name)
-        cells = (_cells(total(account[name]).times(factor)) for account in found)
-        lines.append(f"| {shown} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def rendered(page: str, made: dict[str, str]) -> str:
-    """A page with the tables between its marks ``<!-- account: NAME -->`` and ``<!-- end -->`` made anew.
-
-    Raises:
-        KeyError: a mark names a table that is not there.
-    """
-
-    def replaced(found: re.Match[str]) -> str:
-        return f"{found[1]}\n{made[found[2]]}\n{found[3]}"
-
-    return re.sub(r"(<!-- account: (.+?) -->)\n.*?(<!-- end -->)", replaced, page, flags=re.DOTALL)
 
 
 def main() -> None:

@@ -233,9 +233,10 @@ def make(options: argparse.Namespace, console: Console) -> None:
         )
         for run in plan.runs:
             label = f"{run.method}-seed{seed}"
+            # First, since it refuses a run that is there of another configuration.
+            trained = finished_epochs(run)
             document = evaluation.finished(run, plan)
             if document is None:
-                trained = finished_epochs(run)
                 if run.method in timed:
                     needed = (epochs - (trained or 0)) * timed[run.method]["epoch_seconds"]
                     needed += evaluation_seconds(timed[run.method], evaluation.attacks, test)
