@@ -175,6 +175,13 @@ def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured.equal["without fold"] > measured.allowed["without fold"]
 
 
+def test_a_gradient_that_lacks_a_tensor_or_is_not_finite_is_wrong() -> None:
+    with pytest.raises(ablation.DiffersError, match="of 1 tensors, not 2"):
+        ablation.relative_error([torch.ones(2)], [torch.ones(2), torch.ones(2)])
+    assert ablation.relative_error([torch.full((2,), 2.0)], [torch.ones(2)]) == 1.0
+    assert not ablation.relative_error([torch.full((2,), float("nan"))], [torch.ones(2)]) <= 1.0
+
+
 def test_the_gradient_that_is_checked_is_of_the_weights_all_start_from() -> None:
     ours = Ours(case(), VARIANTS["ours"])
     start = {name: value.clone() for name, value in ours.model.state_dict().items()}
