@@ -24,6 +24,8 @@ _MODES = {"auto": None, "on": True, "off": False}
 # A module whose structure has changed so often, by a count that its forward keeps, say, will do so again.
 _CHANGES = 16
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
 _mode = "auto"
 # The plans that run now, those of nested attacks included, by the module whose forward they stand for.
 _running: dict[nn.Module, Plan] = {}
@@ -169,8 +171,9 @@ _Part = tuple[str, nn.Module, Plan | str, dict[str, nn.Module]]
 
 def _parts(model: Callable[..., object], device: str) -> Iterator[_Part]:
     """The largest parts of a model that have a plan, and those that have none and why."""
+    seen: set[nn.Module] = set()
     for name, module in _roots(model):
-        yield from _parts_of(name, module, _half(device))
+        yield from _parts_of(name, module, _half(device), seen)
 
 
 def _roots(model: Callable[..., object]) -> list[tuple[str, nn.Module]]:
@@ -187,26 +190,30 @@ def _roots(model: Callable[..., object]) -> list[tuple[str, nn.Module]]:
     return list(module.named_children())
 
 
-def _parts_of(name: str, module: nn.Module, half: torch.dtype | None) -> Iterator[_Part]:
-    if type(module).__module__.startswith("torch.nn.modules") and not isinstance(
-        module, nn.Sequential | nn.ModuleList | nn.ModuleDict
-    ):
-        return  # a single layer
-    if isinstance(module, Network):
-        for way, encoder in module.encoders().items():
-            yield from _parts_of(f"{name}.encoder {way}".lstrip("."), encoder, half)
+def _parts_of(
+    name: str, module: nn.Module, half: torch.dtype | None, seen: set[nn.Module]
+) -> Iterator[_Part]:
+    single = type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _CONTAINERS)
+    if single or module in seen:
         return
-    if _is_spread(module):
+    seen.add(module)
+    parts = dict(module.named_children())
+    if isinstance(module, Network):
+        encoders = module.encoders()
+        # An encoder may hold the network that it is of.
+        if not seen.intersection(encoders.values()):
+            parts = {f"encoder {way}": encoder for way, encoder in encoders.items()}
+    elif _is_spread(module):
         yield name, module, f"{type(module).__name__} runs its parts elsewhere", {}
         return
-    if not isinstance(module, nn.ModuleList | nn.ModuleDict):
-        parts = dict(module.named_modules())
-        found = _plan(module, parts, half)
-        yield name, module, found, parts
+    elif not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        whole = dict(module.named_modules())
+        found = _plan(module, whole, half)
+        yield name, module, found, whole
         if isinstance(found, Plan):
             return
-    for child, part in module.named_children():
-        yield from _parts_of(f"{name}.{child}".lstrip("."), part, half)
+    for child, part in parts.items():
+        yield from _parts_of(f"{name}.{child}".lstrip("."), part, half, seen)
 
 
 def _plan(module: nn.Module, parts: dict[str, nn.Module], half: torch.dtype | None) -> Plan | str:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robustfast.attacks import ATTACKS, PGD, Attack
+from robustfast.attacks import ATTACKS, PGD, Attack, folding
 from robustfast.attacks.attack import Attack as Base
 from robustfast.evaluation.attack_names import settings_of
 
@@ -182,6 +182,18 @@ def test_the_model_is_put_back_when_it_raises(name: str, norm: str | None) -> No
             twice()
     assert all(part.training for part in net.modules())
     assert all(p.requires_grad for p in net.parameters())
+
+
+@by_name_and_norm
+def test_a_folded_model_gives_the_images_of_the_plain_one(name: str, norm: str | None) -> None:
+    net, (x, y) = network(), images()
+    attack = build(name, norm, net)
+    found = []
+    for mode in ("off", "on"):
+        with folding(mode):
+            found.append(run(attack, x, y))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+    assert "forward" not in vars(net)
 
 
 @by_name_and_norm
