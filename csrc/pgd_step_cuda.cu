@@ -31,7 +31,7 @@ struct PerSample {
   __device__ T operator[](int64_t i) const { return data ? data[i * stride] : value; }
 };
 
-constexpr int kMostThreads = 512;  // of step_linf
+constexpr int kMostThreads = 512;  // of step_linf and step_shared
 
 // Each thread has kVectors vectors of kWidth values, all in flight before the first is used. A sample is the work of
 // `across` blocks, so that no thread divides; sizes that are one for all make one sample of the whole batch.
@@ -395,7 +395,7 @@ __global__ void __launch_bounds__(kRegisterThreads<kVectors>, 1)
 
 // A cluster of blocks per sample, `chunk` values a block, read once and written once.
 template <Norm norm, Step step, typename T, typename G>
-__global__ void __launch_bounds__(512, 2)
+__global__ void __launch_bounds__(kMostThreads, 2)
     step_shared(const T* x_adv, const G* __restrict__ grad, const T* __restrict__ x, T* out, int64_t n, int64_t chunk,
                 PerSample<T> step_size, PerSample<T> eps, int64_t k, Bounds<T> bounds) {
   extern __shared__ __align__(16) unsigned char held[];
@@ -437,9 +437,9 @@ struct Arguments {
 };
 
 template <int kWidth, int kVectors, typename T, typename G>
-void launch_linf(const Arguments<T, G>& t) {
+void launch_linf(const Arguments<T, G>& t, int64_t most = 256) {
   const int64_t vectors = (t.n + kWidth - 1) / kWidth, warps = (vectors + 31) / 32;
-  const int threads = int(std::min(launch_setting("pgd_step_linf_threads", 256), 32 * warps));
+  const int threads = int(std::min(std::min<int64_t>(most, kMostThreads), 32 * warps));
   const int64_t each = int64_t(kWidth) * kVectors * threads, across = (t.n + each - 1) / each;
   step_linf<T, G, kWidth, kVectors><<<unsigned(t.batch * across), threads, 0, t.stream>>>(
       t.x_adv, t.grad, t.x, t.out, t.n, unsigned(across), t.step_size, t.eps, t.bounds);
@@ -458,15 +458,14 @@ void linf(Arguments<T, G> t) {
     launch_linf<kWidth, 1>(t);
   } else {
     // Where blocks are few, more of them hide more than more loads a thread.
-    const bool large = t.batch * t.n >= launch_setting("pgd_step_linf_large", 1 << 22);
-    switch (large ? launch_setting("pgd_step_linf_vectors", 2) : launch_setting("pgd_step_linf_vectors_small", 1)) {
-      case 4:
-        return launch_linf<kWidth, 4>(t);
-      case 2:
-        return launch_linf<kWidth, 2>(t);
-      default:
-        return launch_linf<kWidth, 1>(t);
-    }
+    const bool large = t.batch * t.n >= launch_setting("pgd_step_linf_large", 4194304);
+    const int64_t threads =
+        large ? launch_setting("pgd_step_linf_large_threads", 256) : launch_setting("pgd_step_linf_small_threads", 256);
+    const int64_t vectors =
+        large ? launch_setting("pgd_step_linf_large_vectors", 2) : launch_setting("pgd_step_linf_small_vectors", 1);
+    vectors == 4   ? launch_linf<kWidth, 4>(t, threads)
+    : vectors == 2 ? launch_linf<kWidth, 2>(t, threads)
+                   : launch_linf<kWidth, 1>(t, threads);
   }
 }
 
@@ -497,7 +496,7 @@ void held(const Arguments<T, G>& t) {
   }
   if (t.template fills<int(kGrain)>()) {
     const auto kernel = step_shared<norm, step, T, G>;
-    const int threads = int(launch_setting("pgd_step_held_threads", 512));
+    const int threads = int(std::min<int64_t>(launch_setting("pgd_step_held_threads", 512), kMostThreads));
     const Held plan = hold(kernel, t.n, 2 * sizeof(T) + sizeof(G), kGrain, threads,
                            launch_setting("pgd_step_held_blocks", 16), launch_setting("pgd_step_held_bytes", 0));
     if (plan.blocks)
