@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_graphs import FakeGraph, fake_graphs
 from tiny_runs import assert_equal, tiny
 from torch import Tensor
 
@@ -66,48 +67,10 @@ def train(
     return found
 
 
-class FakeGraph:
-    """A recording without a GPU. A replay runs the step on the static tensors, with what Python had decided then."""
-
-    def __init__(self, engine: Engine, run: Callable[[], Any]) -> None:
-        self.engine, self.run, self.replays = engine, run, 0
-        self.frozen = engine.objective.epoch, engine.objective.progress
-        model = engine.objective.model
-        before = copy.deepcopy((model.state_dict(), engine.state_dict()))
-        self.results = run()
-        # A capture computes nothing.
-        model.load_state_dict(before[0])
-        engine.load_state_dict(before[1])
-
-    def replay(self) -> None:
-        self.replays += 1
-        objective = self.engine.objective
-        now = objective.epoch, objective.progress
-        objective.epoch, objective.progress = self.frozen
-        fresh = self.run()
-        objective.epoch, objective.progress = now
-        self.results.report.copy_(fresh.report)
-
-
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], list[FakeGraph]]:
     """recorded(engine): a GPU that is none; the graphs recorded, in order."""
-
-    def prepare(engine: Engine) -> list[FakeGraph]:
-        graphs: list[FakeGraph] = []
-
-        def record(run: Callable[[], Any], stream: object) -> tuple[FakeGraph, Any]:
-            graphs.append(FakeGraph(engine, run))
-            return graphs[-1], graphs[-1].results
-
-        monkeypatch.setattr(whole_step, "record", record)
-        monkeypatch.setattr(whole_step, "obstacle", lambda engine: None)
-        monkeypatch.setattr(whole_step, "on_stream", lambda stream: nullcontext())
-        monkeypatch.setattr(whole_step, "waits", lambda: nullcontext([]))
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: "side")
-        return graphs
-
-    return prepare
+    return lambda engine: fake_graphs(monkeypatch)
 
 
 def assert_equal_runs(
