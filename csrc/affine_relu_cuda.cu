@@ -1,7 +1,9 @@
 #include "affine_relu.h"
 
+#ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#endif
 
 #include <algorithm>
 #include <initializer_list>

@@ -12,9 +12,9 @@ from robustfast.reference.affine_relu import in_order, is_channels_last
 
 __all__ = ["launch", "launch_backward"]
 
-# Bytes of the mask that a program makes, 8 elements each: with four warps, two 16-byte loads of bfloat16 for a thread
-# and tensor.
-_BLOCK, _WARPS = 256, 4
+# Launch parameters; bench/tune.py measures them. block: bytes of the mask that a program makes, 8 elements each. With
+# four warps these are two 16-byte loads of bfloat16 for a thread and tensor.
+LAUNCH = {"block": 256, "warps": 4}
 
 # Where the channels of the 8 elements of a byte are: side by side, all one, anywhere. The last with 64-bit numbers.
 _ALONG: tl.constexpr = tl.constexpr(0)
@@ -130,11 +130,12 @@ def _sizes(t: Tensor, channels_last: bool) -> tuple[int, int, int]:
 def _launched(t: Tensor, channels_last: bool) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and options of the kernel on t."""
     total, inner, channels = _sizes(t, channels_last)
+    block = LAUNCH["block"]
     if inner == 1 and channels % 8 == 0:
         where = _ALONG
     elif inner % 8 == 0:
         where = _SAME
     else:
-        where = _ANYWHERE if total < 2**31 - 8 * _BLOCK else _FAR
-    options = {"WHERE": where.value, "BLOCK": _BLOCK, "num_warps": _WARPS, **NO_FMA}
-    return (triton.cdiv(total, 8 * _BLOCK),), options
+        where = _ANYWHERE if total < 2**31 - 8 * block else _FAR
+    options = {"WHERE": where.value, "BLOCK": block, "num_warps": LAUNCH["warps"], **NO_FMA}
+    return (triton.cdiv(total, 8 * block),), options
