@@ -206,19 +206,18 @@ class Ours:
 
     def __init__(self, case: Case, off: frozenset[str]) -> None:
         self.case, self.off = case, off
-        on_gpu = case.device.type == "cuda"
         layout = torch.contiguous_format if "channels-last" in off else torch.channels_last
         self.model = initial_model(case.model, case.device).to(memory_format=layout)
         batch = case.data()
         self.batch = batch._replace(x=batch.x.contiguous(memory_format=layout))
-        whole = on_gpu and "whole-step" not in off
+        whole = has_graphs(case.device) and "whole-step" not in off
         config = dataclasses.replace(
             PRESETS["cifar10-prn18-at"],
             attack=case.strength,
             batch_size=case.batch,
             precision="fp32" if "half-precision" in off else "bf16",
             channels_last="channels-last" not in off,
-            engine="graph" if on_gpu and "attack-graph" not in off else "eager",
+            engine="graph" if has_graphs(case.device) and "attack-graph" not in off else "eager",
             whole_step="graph" if whole else "eager",
         )
         kind, settings = case.objective
@@ -256,6 +255,10 @@ class Ours:
             if "fused-optimizer" in self.off:
                 switches.enter_context(patch.object(optimizers, "_fused_runs", lambda *kind: False))
             yield
+
+
+def has_graphs(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 @contextmanager

@@ -109,6 +109,31 @@ def test_attacks_are_batched_unless_they_are_not() -> None:
     assert Ours(case("aatpp"), VARIANTS["without batched"]).runner.objective.attack.batched is False
 
 
+class Recorded:
+    """Stands where a whole step would be captured."""
+
+    def __init__(self, engine: Any, *, late: bool, say: Callable[[str], Any]) -> None:
+        self.engine, self.late = engine, late
+
+
+def test_graphs_hold_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "has_graphs", lambda device: True)
+    monkeypatch.setattr(ablation, "WholeStep", Recorded)
+
+    def runner(variant: str) -> Any:
+        return Ours(case(), VARIANTS[variant]).runner
+
+    assert runner("ours").late is True
+    assert runner("ours").engine.config.whole_step == "graph"
+    assert runner("without device-metrics").late is False
+    for variant in ("attack-graph alone", "without fused-optimizer"):
+        assert not isinstance(runner(variant), Recorded)
+        assert runner(variant).objective.engine == "graph"
+    alone = runner("without whole-step")
+    assert not isinstance(alone, Recorded)
+    assert alone.objective.engine == "eager"
+
+
 def test_two_variants_tell_a_lever_apart_and_nothing_else() -> None:
     assert {lever for off in VARIANTS.values() for lever in off} == set(LEVERS)
     for lever, (with_, without) in LEVERS.items():
