@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -153,11 +154,17 @@ class Laid {
 
 }  // namespace
 
+// Only to be read.
 inline Floats floats(const Tensor& t) { return {const_cast<void*>(t.const_data_ptr()), t.scalar_type(), t.stride(0)}; }
+
+inline Floats floats_to_write(const Tensor& t) { return {t.mutable_data_ptr(), t.scalar_type(), t.stride(0)}; }
 
 template <typename V>
 Values<V> values(const Tensor& t) {
-  return {static_cast<V*>(const_cast<void*>(t.const_data_ptr())), t.stride(0)};
+  if constexpr (std::is_const_v<V>)
+    return {static_cast<V*>(t.const_data_ptr()), t.stride(0)};
+  else
+    return {static_cast<V*>(t.mutable_data_ptr()), t.stride(0)};
 }
 
 }  // namespace robustfast

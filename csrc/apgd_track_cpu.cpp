@@ -80,9 +80,9 @@ void apgd_track_cpu(Tensor x_adv, Tensor grad, const Tensor& loss, const Tensor&
     using T = decltype(pixel);
     ApgdState<T> state{};
     state.loss = floats(loss);
-    state.loss_best = floats(loss_best);
-    state.loss_last = floats(loss_last);
-    state.loss_checked = floats(loss_checked);
+    state.loss_best = floats_to_write(loss_best);
+    state.loss_last = floats_to_write(loss_last);
+    state.loss_checked = floats_to_write(loss_checked);
     state.y = values<const int64_t>(y);
     state.fooled = values<bool>(fooled);
     state.reduced = values<bool>(reduced);
