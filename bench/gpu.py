@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -71,6 +72,10 @@ OPTIONAL = {
 WITHOUT_DEPENDENCIES = ("torchattacks", "foolbox")
 PYTEST = [sys.executable, "-m", "pytest", "-q"]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
+# Fails where an op has no CUDA or Triton backend here.
+CHECK = [sys.executable, "bench/gpu.py", "--library"]
+# The sources and the torch that the library was built from, where this script built it.
+STAMP = ROOT / "build" / "gpu-library"
 # Seconds that a process has, once told to stop, to write what it knows.
 GRACE = 10.0
 # A program that is told how long it may take is told a little less.
@@ -171,7 +176,13 @@ def stages(out: Path, data_dir: Path | None = None) -> dict[str, Stage]:
 
     return {
         # Installed, not only built: robustfast.kernels is found through the install alone.
-        "build": Stage([Command([*PIP, "--no-build-isolation", "--no-deps", "-e", "."], 600, least=150)]),
+        # Where CUDA sources do not compile setup.py leaves them out: the second command tells.
+        "build": Stage(
+            [
+                Command([*PIP, "--no-build-isolation", "--no-deps", "-e", "."], 600, least=150),
+                Command(CHECK, 120),
+            ]
+        ),
         "test": Stage(
             [
                 Command([*tests, "-m", "gpu"], 900, least=30),
@@ -208,6 +219,9 @@ def stages(out: Path, data_dir: Path | None = None) -> dict[str, Stage]:
                 program("precision_gradients", "precision-gradients.json", 600, *cuda, least=60),
                 program("precision_seeds", "precision-digits.json", 900, *cuda, *seeds, least=90),
             ]
+        ),
+        "tune": Stage(
+            [Command([sys.executable, "bench/tune.py", *cuda, "--out", str(out / "launch")], 1800, least=300)]
         ),
         "autoattack": Stage([program("autoattack", "autoattack-mnist-cuda.json", 1200, *cuda, least=60)]),
         "games": Stage([program("games", "games.json", 600, *cuda, *bf16)]),
@@ -422,13 +436,29 @@ def obstacle(chosen: list[str]) -> str | None:
     return None
 
 
+def sources() -> str:
+    """Changes with what the library is built from: its sources, torch and the GPU."""
+    import torch
+
+    files = [ROOT / "setup.py", *sorted((ROOT / "csrc").iterdir())]
+    parts = [path.read_bytes() for path in files if path.is_file()]
+    made_for = f"{torch.__version__} {torch.cuda.get_device_capability()} {sys.prefix}".encode()
+    return hashlib.sha256(b"\0".join([*parts, made_for])).hexdigest()
+
+
+def lacking() -> list[str]:
+    """What ops lack here of CUDA C++ and Triton, and why, one line for each."""
+    from robustfast.ops import backends
+
+    found = {(op, kind): reasons[kind] for op, reasons in backends().items() for kind in ("cuda", "triton")}
+    return [f"{op} has no {kind} backend: {reason}" for (op, kind), reason in found.items() if reason]
+
+
 def built() -> bool:
-    """Whether this checkout is installed with a CUDA library, so that stages can do without building."""
-    code = (
-        "import robustfast.kernels.pgd_step, sys; from robustfast.ops import backends; "
-        "sys.exit(any(b['cuda'] for b in backends().values()))"
-    )
-    tried = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    """Whether this checkout is installed with a CUDA library of today's sources: stages can do without building."""
+    if not STAMP.exists() or STAMP.read_text() != sources():
+        return False
+    tried = subprocess.run(CHECK, cwd=ROOT, capture_output=True, check=False)
     return tried.returncode == 0
 
 
@@ -515,6 +545,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets, for epoch and train")
     parser.add_argument("--out", type=Path, default=OUT, help="where results go")
     parser.add_argument("--wheels", type=Path, help="folder from which to install missing packages")
+    parser.add_argument("--library", action="store_true", help="tell what ops lack here and stop")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options = parser.parse_args(arguments)
     options.out = options.out.resolve()
@@ -536,6 +567,9 @@ def main(arguments: list[str] | None = None, clock: Callable[[], float] = time.m
             for command in known[name].commands:
                 print(f"{name} (limit {command.limit:g} s): {' '.join(command.argv)}")
         return 0
+    if options.library:
+        print("\n".join(lines := lacking()))
+        return int(bool(lines))
     if python := environment_on_top(ROOT / "build" / "gpu-environment"):
         os.execv(python, [python, __file__, *(sys.argv[1:] if arguments is None else arguments)])
     environment = {"ROBUSTFAST_BUILD": "required", "PYTHONUNBUFFERED": "1", **os.environ}
@@ -553,7 +587,7 @@ def main(arguments: list[str] | None = None, clock: Callable[[], float] = time.m
     major, minor = torch.cuda.get_device_capability()
     environment.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
     if "build" not in chosen + options.skip and not built():
-        print("build: added, for this checkout is not installed with a CUDA library", flush=True)
+        print("build: added, for there is no CUDA library of these sources yet", flush=True)
         chosen.insert(0, "build")
     without = optional_missing()
     if without:
@@ -584,6 +618,9 @@ def main(arguments: list[str] | None = None, clock: Callable[[], float] = time.m
                         run(known[name], environment, log, seconds, outcome)
                     except Stopped as signalled:
                         stopped = signalled
+                if name == "build" and outcome.state == "passed":
+                    STAMP.parent.mkdir(exist_ok=True)
+                    STAMP.write_text(sources())
                 outcomes[name] = asdict(outcome)
                 write_report(out, report)
                 print(

@@ -23,7 +23,7 @@ from warm import Warm
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "gpu.py"
 STAGES = ["build", "test", "sanitize", "ops", "attack", "step", "epoch", "train", "precision"]
-OTHERS = ["autoattack", "games", "cdvae"]
+OTHERS = ["tune", "autoattack", "games", "cdvae"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,9 @@ def gpu() -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-def on_a_gpu(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[object]]], None]:
+def on_a_gpu(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[dict[str, list[object]]], None]:
     """on_a_gpu({stage: commands}): this machine is said to have a GPU, and these stages."""
     hardware = ModuleType("hardware")
     hardware.hardware = lambda device: {"device": str(device), "commit": "c1"}  # type: ignore[attr-defined]
@@ -46,6 +48,7 @@ def on_a_gpu(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict
     monkeypatch.setattr(gpu, "obstacle", lambda chosen: None)
     monkeypatch.setattr(gpu, "environment_on_top", lambda folder: None)
     monkeypatch.setattr(gpu, "built", lambda: True)
+    monkeypatch.setattr(gpu, "STAMP", tmp_path / "build" / "stamp")
 
     def use(stages: dict[str, list[object]]) -> None:
         known = {name: gpu.Stage(commands) for name, commands in stages.items()}
@@ -82,15 +85,20 @@ def test_every_command_exists_and_every_selection_finds_tests(
                 selections.append(argv[argv.index("pytest") + 1 :])
                 continue
             parts = argv[argv.index(sys.executable) + 1 :]
-            assert parts[0] != "-m" or importlib.util.find_spec(parts[1]), argv
-            assert parts[0] == "-m" or (ROOT / parts[0]).exists(), argv
+            if parts[0] == "-m":
+                assert importlib.util.find_spec(parts[1]), argv
+            else:
+                assert (ROOT / parts[0]).exists(), argv
     files = {f"bench/{path.name}" for path in (ROOT / "bench").glob("bench_*.py")}
     benches = [selection for selection in selections if selection[1] in files]
     assert {selection[1] for selection in benches} == files
     others = [selection for selection in selections if selection not in benches]
     assert [selection[2:4] for selection in others] == [["-m", "gpu"], ["-m", "not gpu"]]
-    # One folder stands for all tests: collecting all takes half a minute.
-    fewer = [["tests/attacks" if part == "tests" else part for part in selection[:4]] for selection in others]
+    # One file stands for all tests: collecting all takes half a minute.
+    fewer = [
+        ["tests/ops/test_dlr_loss.py" if part == "tests" else part for part in selection[:4]]
+        for selection in others
+    ]
     # All benches are collected at once.
     nodes, marked, unmarked = collected(warm, ["-q", *sorted(files), *benches[0][2:]], *fewer)
     assert {node.partition("::")[0] for node in nodes} == files
@@ -337,6 +345,7 @@ import gpu, torch
 torch.cuda.get_device_capability, torch.cuda.current_device = lambda: (9, 0), lambda: 0
 sys.modules["hardware"] = types.SimpleNamespace(hardware=lambda device: {"device": "none"})
 gpu.obstacle, gpu.environment_on_top, gpu.built = lambda chosen: None, lambda folder: None, lambda: True
+gpu.STAMP = __import__("pathlib").Path(sys.argv[1], "stamp")
 program = lambda code: gpu.Command([sys.executable, "-c", code], 600)
 stages = {
     "build": [program("print('built')")],
@@ -367,3 +376,27 @@ def test_a_machine_without_the_library_builds_it_first(
     monkeypatch.setattr(gpu, "built", lambda: False)
     assert gpu.main(["--out", str(tmp_path), "--only", "ops"]) == 0
     assert list(json.loads((tmp_path / "report.json").read_text())["stages"]) == ["build", "ops"]
+    assert gpu.STAMP.read_text() == gpu.sources()
+
+
+def test_a_library_of_other_sources_is_built_again(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(gpu, "STAMP", tmp_path / "stamp")
+    monkeypatch.setattr(gpu, "CHECK", python("0"))
+    assert not gpu.built()
+    gpu.STAMP.write_text(gpu.sources())
+    assert gpu.built()
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 0))
+    assert not gpu.built()  # made for another GPU
+    gpu.STAMP.write_text(gpu.sources())
+    monkeypatch.setattr(gpu, "CHECK", python("raise SystemExit(1)"))
+    assert not gpu.built()  # without CUDA kernels
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_a_library_without_cuda_fails_the_build(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.CHECK[1:] == ["bench/gpu.py", "--library"]
+    assert gpu.main(["--library"]) == 1
+    assert re.search(r"^pgd_step has no cuda backend: .*CUDA", capsys.readouterr().out, re.MULTILINE)
