@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_leaves
 
 from robustfast.attacks.fold_trace import ROOT, RefusedError
 from robustfast.attacks.fold_weights import Norm, Weights
 from robustfast.ops import affine_relu
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "agrees"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -66,6 +67,8 @@ class Plan:
         folded: batch norms that are folded into a convolution.
         fused: `affine_relu` calls.
         code: the Python that runs.
+        checked: whether it was held against its module (`agrees`).
+        wrong: whether it was then found to give other results.
 
     Raises:
         RefusedError: there is nothing to fold or to fuse, or something is written in place that others read.
@@ -73,6 +76,7 @@ class Plan:
 
     def __init__(self, graph: fx.Graph, parts: Mapping[str, nn.Module], half: torch.dtype | None) -> None:
         self.serial = next(_serials)
+        self.checked = self.wrong = False
         builder = _Builder(graph, parts, half)
         new = builder.build()
         self.folded, self.fused = builder.folded, builder.fused
@@ -104,6 +108,37 @@ class Plan:
             setattr(bound, name, part._conv_forward if type(part) in _CONVOLUTIONS else part)
         forward = self._forward
         return lambda x: forward(bound, x)
+
+
+@torch.no_grad()
+def agrees(plan: Callable[[Tensor], Any], module: Callable[[Tensor], Any], x: Tensor) -> bool:
+    """Whether a plan gives for images what its module gives, up to rounding; waits for the device.
+
+    Not every misunderstanding of a module's code is an error: ``isinstance(x, Tensor)`` is false while it is traced.
+    Draws of random numbers are those of one call, and the global generators stay where they are.
+    """
+    x = x.detach()
+    expected = _tensors(module, x)
+    try:
+        ours = _tensors(plan, x)
+    # Whatever it fails with, its module did not.
+    except Exception:
+        return False
+    if [t.shape for t in expected] != [t.shape for t in ours]:
+        return False
+    for t, other in zip(expected, ours, strict=True):
+        within = {torch.float64: 1e-6, torch.float32: 0.01}.get(t.dtype, 0.25)
+        if torch.is_autocast_enabled(x.device.type):
+            within = 0.25
+        t, other = t.to(torch.float64), other.to(torch.float64)
+        if t.isfinite().all() and (other - t).norm() > within * t.norm():
+            return False
+    return True
+
+
+def _tensors(call: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        return [leaf for leaf in tree_leaves(call(x)) if isinstance(leaf, Tensor)]
 
 
 def sum_affine_relu(

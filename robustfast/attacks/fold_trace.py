@@ -55,9 +55,9 @@ def obstacle(parts: Mapping[str, nn.Module]) -> str | None:
 
 
 def signature(parts: Mapping[str, nn.Module]) -> list[Any]:
-    """What a module's graph depends on beside its code: classes, numbers and words kept in its parts, kinds of tensors.
+    """What a module's graph depends on beside its code: classes, attributes, kinds of tensors, of all its parts.
 
-    Values of tensors are not looked at, nor where they lie.
+    Values of tensors are not looked at, nor where they lie; lists and the like are known by their place alone.
     """
     return [
         (

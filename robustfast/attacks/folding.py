@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from robustfast.attacks.fold_plan import Plan
+from robustfast.attacks.fold_plan import Plan, agrees
 from robustfast.attacks.fold_trace import RefusedError, obstacle, signature, trace
 from robustfast.attacks.modes import eval_mode, module_of
 from robustfast.models.network import Network, Way
@@ -114,7 +114,7 @@ def folded(model: Callable[..., object], device: torch.device, *, compiled: bool
                     run = plan.prepare(parts)
                     _running[module] = plan
                     placed.append(module)
-                    vars(module)["forward"] = _stand_in(module, run, device.type)
+                    vars(module)["forward"] = _stand_in(module, plan, run, device.type)
         yield
     finally:
         for module in placed:
@@ -122,16 +122,38 @@ def folded(model: Callable[..., object], device: torch.device, *, compiled: bool
             _running.pop(module, None)
 
 
-def _stand_in(module: nn.Module, run: Callable[[Tensor], Any], device: str) -> Callable[..., Any]:
+def _stand_in(module: nn.Module, plan: Plan, run: Callable[[Tensor], Any], device: str) -> Callable[..., Any]:
     half = _half(device)
+    own = type(module).forward.__get__(module)
 
     def forward(*args: Any, **keywords: Any) -> Any:
         # Whoever calls it may have switched autocast off: the weights would be of another dtype than the images.
-        if len(args) == 1 and not keywords and _half(device) == half:
+        if (
+            len(args) == 1
+            and not keywords
+            and _half(device) == half
+            and _is_right(module, plan, run, own, args[0])
+        ):
             return run(args[0])
-        return type(module).forward(module, *args, **keywords)
+        return own(*args, **keywords)
 
     return forward
+
+
+def _is_right(
+    module: nn.Module, plan: Plan, run: Callable[[Tensor], Any], own: Callable[[Tensor], Any], x: object
+) -> bool:
+    """Whether a plan stands for its module; held once against it, on the first images that it gets."""
+    if not plan.checked and type(x) is Tensor and not x.is_meta and len(x) and not _capturing(x.device):
+        plan.wrong = not agrees(run, own, x)
+        plan.checked = True
+        if plan.wrong:
+            for half, known in _known[module].items():
+                if known.plan is plan:
+                    _known[module][half] = replace(
+                        known, plan="its graph gives other results than its forward"
+                    )
+    return not plan.wrong
 
 
 def _half(device: str) -> torch.dtype | None:
@@ -144,11 +166,15 @@ def _may_run(plan: Plan, module: nn.Module, device: torch.device) -> bool:
 
     A capture must not allocate them, since they outlive it; and what it reads must live as long as its graph may.
     """
-    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+    if not _capturing(device):
         return True
     if plan.allocated:
         _captured.setdefault(module, {})[plan.serial] = plan
     return plan.allocated
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 # Plans that a larger graph, such as that of a whole training step, has captured: their buffers stay.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from robustfast.attacks import PGD, ThreeWayPGD, fold_report, folding
+from robustfast.attacks import PGD, ThreeWayPGD, fold_plan, fold_report, folding
 from robustfast.attacks.folding import _captured, active_plans, folded
 from robustfast.attacks.gradient import InputGradient, Pass
 from robustfast.attacks.modes import eval_mode
@@ -445,6 +445,35 @@ def test_code_that_a_graph_would_change_runs_as_it_is(what: str, words: str | No
     for _ in range(20):
         one_pass(net, x, y % 4, "on")
     assert net.calls == (22 if what == "counts" else 0)
+
+
+@pytest.mark.parametrize("what", ["another branch", "an error"])
+def test_a_graph_that_is_not_its_module_is_found_out_on_the_first_images(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Normalised()
+
+        def forward(self, x: Tensor) -> Tensor:
+            # While it is traced, x is no Tensor.
+            return self.net(x * 1.5 if isinstance(x, Tensor) and what == "another branch" else x)
+
+    net = made(Looks)
+    x, y = images(3, 24)
+    if what == "an error":
+        monkeypatch.setattr(fold_plan.Plan, "prepare", lambda plan, parts: lambda x: x.no_such_method())
+    assert counts(net) == (10, 9)
+    random = torch.get_rng_state()
+    plain, ours = (one_pass(net, x, y, mode) for mode in ("off", "on"))
+    assert torch.equal(plain.grad, ours.grad)
+    assert torch.equal(torch.get_rng_state(), random)
+    part, *others = fold_report(net)
+    assert part.reason == "its graph gives other results than its forward"
+    assert [(other.name, other.reason) for other in others] == [("net", None)]
+    if what == "another branch":
+        same(net, x, y)
 
 
 def test_batch_norms_by_the_batch_are_not_folded() -> None:
