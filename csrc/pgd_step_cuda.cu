@@ -92,8 +92,8 @@ __device__ T kth_largest(const G* g, int64_t n, int64_t k, int* shared) {
   return value;
 }
 
-// What neither registers nor shared memory hold: float64, sizes that no 16-byte vectors fill. One block per sample, one
-// block per multiprocessor asked for: with more, ptxas spills around float64 divisions. Each pass reads the sample
+// What neither registers nor shared memory hold: float64, sizes that no vectors fill, large l1. One block per sample,
+// one block per multiprocessor asked for: with more, ptxas spills around float64 divisions. Each pass reads the sample
 // again.
 template <Norm norm, Step step, typename T, typename G>
 __global__ void __launch_bounds__(256, 1)
@@ -417,6 +417,98 @@ __global__ void __launch_bounds__(kMostThreads, 2)
   cluster.sync();  // others may still be reading the last sum
 }
 
+// l2 in two phases, where neither registers nor shared memory hold a sample. First the sums that its step needs, of
+// each part [3]: of a sign step |delta|^2; of a gradient step |d|^2, <d, g> and |g|^2 with d = x_adv - x, since |d + s
+// g|^2 = |d|^2 + 2 s <d, g> + s^2 |g|^2 needs no second pass when s is known.
+template <Step step, typename T, typename G, int kWidth>
+__global__ void __launch_bounds__(256)
+    sum_parts(const T* __restrict__ x_adv, const G* __restrict__ grad, const T* __restrict__ x,
+              double* __restrict__ sums, int64_t n, unsigned parts, int passes, PerSample<T> step_size) {
+  __shared__ SumSlots slots;
+  const unsigned sample = blockIdx.x / parts;
+  const int64_t start = sample * n, vectors = n / kWidth;
+  const int64_t first = int64_t(blockIdx.x - sample * parts) * passes * blockDim.x + threadIdx.x;
+  const Move<step, T> move{step_size[sample], 0, 0};
+  double lengths[2] = {0, 0}, mixed = 0;
+#pragma unroll 2
+  for (int p = 0; p < passes; ++p) {
+    const int64_t i = first + int64_t(p) * blockDim.x;
+    if (i >= vectors) break;
+    const auto a = reinterpret_cast<const Vector<T, kWidth>*>(x_adv + start)[i];
+    const auto g = reinterpret_cast<const Vector<G, kWidth>*>(grad + start)[i];
+    const auto c = reinterpret_cast<const Vector<T, kWidth>*>(x + start)[i];
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      if constexpr (step == Step::sign) {
+        lengths[0] += measure<Norm::l2>(move.delta(a.v[j], static_cast<T>(g.v[j]), c.v[j]));
+      } else {
+        const double d = a.v[j] - c.v[j], along = zero_nan(static_cast<T>(g.v[j]));
+        lengths[0] += d * d;
+        lengths[1] += along * along;
+        mixed += d * along;
+      }
+    }
+  }
+  SampleSums<false> total{&slots};
+  total.over(lengths, Add());
+  if constexpr (step == Step::grad) mixed = total.of(mixed, Add());
+  if (threadIdx.x == 0) {
+    double* to = sums + 3 * int64_t(blockIdx.x);
+    to[0] = lengths[0];
+    to[1] = mixed;
+    to[2] = lengths[1];
+  }
+}
+
+// Then each block adds up the sums of its sample, moves, projects and writes. The last samples first: of those a cache
+// may still hold the most. x_adv may be `out`.
+template <Step step, typename T, typename G, int kWidth>
+__global__ void __launch_bounds__(256)
+    apply_sums(const T* x_adv, const G* __restrict__ grad, const T* __restrict__ x, T* out,
+               const double* __restrict__ sums, int64_t n, unsigned samples, unsigned across, unsigned parts,
+               int passes, PerSample<T> step_size, PerSample<T> eps, Bounds<T> bounds) {
+  __shared__ SumSlots slots;
+  const unsigned back = blockIdx.x / across, sample = samples - 1 - back;
+  const int64_t start = sample * n, vectors = n / kWidth;
+  const int64_t first = int64_t(blockIdx.x - back * across) * passes * blockDim.x + threadIdx.x;
+  double lengths[2] = {0, 0}, mixed = 0;
+  for (unsigned part = threadIdx.x; part < parts; part += blockDim.x) {
+    const double* from = sums + 3 * (int64_t(sample) * parts + part);
+    lengths[0] += from[0];
+    mixed += from[1];
+    lengths[1] += from[2];
+  }
+  SampleSums<false> total{&slots};
+  total.over(lengths, Add());
+  Move<step, T> move{step_size[sample], 0, 0};
+  if constexpr (step == Step::grad) {
+    mixed = total.of(mixed, Add());
+    // A zero or infinite gradient has no direction: the sample stays where it is.
+    if (lengths[1] > 0 && lengths[1] < double(INFINITY)) {
+      const double size = sqrt(lengths[1]), moved = move.step_size;
+      move.scale = moved / size;
+      lengths[0] += 2 * move.scale * mixed + moved * moved;
+    }
+  }
+  const double radius = eps[sample], size = sqrt(lengths[0] > 0 ? lengths[0] : 0);
+  Projection<Norm::l2> project{!(size > radius), 0};
+  if (!project.inside) project.shrink = radius / size;
+#pragma unroll 2
+  for (int p = 0; p < passes; ++p) {
+    const int64_t i = first + int64_t(p) * blockDim.x;
+    if (i >= vectors) break;
+    auto a = reinterpret_cast<const Vector<T, kWidth>*>(x_adv + start)[i];
+    const auto g = reinterpret_cast<const Vector<G, kWidth>*>(grad + start)[i];
+    const auto c = reinterpret_cast<const Vector<T, kWidth>*>(x + start)[i];
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const T delta = move.delta(a.v[j], static_cast<T>(g.v[j]), c.v[j]);
+      a.v[j] = clamp(c.v[j] + project(delta), bounds.lo, bounds.hi);
+    }
+    reinterpret_cast<Vector<T, kWidth>*>(out + start)[i] = a;
+  }
+}
+
 template <typename T, typename G>
 struct Arguments {
   const T* x_adv;
@@ -428,6 +520,7 @@ struct Arguments {
   int64_t k;
   Bounds<T> bounds;
   cudaStream_t stream;
+  const Tensor& like;  // of the device that the tensors are on
 
   template <int kWidth>
   bool fills() const {
@@ -477,6 +570,23 @@ void reread(const Arguments<T, G>& t) {
                                                                              t.step_size, t.eps, t.k, t.bounds);
 }
 
+// The sums of the parts need memory between the launches: 24 bytes for each 16384 values.
+template <int kWidth, Step step, typename T, typename G>
+void split(const Arguments<T, G>& t) {
+  constexpr int kThreads = 256;
+  const int passes = int(launch_setting("pgd_step_split_sum_passes", 16));
+  const int written = int(launch_setting("pgd_step_split_write_passes", 4));
+  const auto blocks = [&](int64_t each) { return (t.n / kWidth + each * kThreads - 1) / (each * kThreads); };
+  const int64_t parts = blocks(passes), across = blocks(written);
+  const Tensor buffer = torch::stable::new_empty(t.like, {t.batch * parts * 3}, ScalarType::Double);
+  auto* sums = static_cast<double*>(buffer.mutable_data_ptr());
+  sum_parts<step, T, G, kWidth><<<unsigned(t.batch * parts), kThreads, 0, t.stream>>>(
+      t.x_adv, t.grad, t.x, sums, t.n, unsigned(parts), passes, t.step_size);
+  apply_sums<step, T, G, kWidth><<<unsigned(t.batch * across), kThreads, 0, t.stream>>>(
+      t.x_adv, t.grad, t.x, t.out, sums, t.n, unsigned(t.batch), unsigned(across), unsigned(parts), written,
+      t.step_size, t.eps, t.bounds);
+}
+
 template <Norm norm, Step step, typename T, typename G>
 void held(const Arguments<T, G>& t) {
   constexpr int64_t kGrain = 16 / int64_t(sizeof(G));
@@ -503,6 +613,11 @@ void held(const Arguments<T, G>& t) {
       return launch_held(kernel, plan, t.batch, threads, t.stream, t.x_adv, t.grad, t.x, t.out, t.n, plan.chunk,
                          t.step_size, t.eps, t.k, t.bounds);
   }
+  if constexpr (norm == Norm::l2) {
+    // Less stays in a cache while a block reads it again.
+    if (t.n >= launch_setting("pgd_step_split_elements", 16384))
+      return t.template fills<kWidth>() ? split<kWidth, step>(t) : split<1, step>(t);
+  }
   reread<norm, step>(t);
 }
 
@@ -528,7 +643,8 @@ void launch(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Tens
                           PerSample<T>(eps),
                           k,
                           bounds,
-                          current_stream(out.get_device_index())};
+                          current_stream(out.get_device_index()),
+                          out};
   switch (norm) {
     case Norm::linf:
       step == Step::sign ? linf(t) : by_sample<Norm::linf, Step::grad>(t);
