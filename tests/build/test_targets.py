@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import targets
 
+ROOT = Path(__file__).resolve().parents[2]
 PASSED = {
     "test": {
         "commands": [
@@ -273,3 +276,45 @@ def test_the_table_is_short_and_names_the_device(
 
 def test_another_device_is_said() -> None:
     assert "they are meant for an H200" in targets.table([], {"device": "NVIDIA A100"})
+
+
+READ = {
+    "bench_pgd_step.py": (targets.LARGE, targets.SMALL, "linf", "l2", "in_graph_seconds", "compiled"),
+    "conftest.py": ("op", "case", "seconds", "ratio", "share_of_copy"),
+    "ablation.py": (
+        "cases",
+        "model",
+        "method",
+        "batch",
+        "seconds",
+        "ratio",
+        "not_run",
+        "share_of_matrix_peak",
+    ),
+    "epoch.py": ("best",),
+    "sanitize.py": ("skipped",),
+    "table2.py": ("rows", "data", "epochs", "not_run", "aatpp", "aat", "at", "st"),
+    "precision_gradients.py": ("rows", "case", "steps", "pass", "bf16 channels-last"),
+    "precision_seeds.py": ("overlap", "summary", "mean", "sd", "adversarial.r"),
+}
+
+
+@pytest.mark.parametrize("program", READ)
+def test_the_programs_write_what_is_read(program: str) -> None:
+    """A key that is renamed there would make a target "not measured" without a word here."""
+    source = (ROOT / "bench" / program).read_text()
+    for key in READ[program]:
+        assert re.search(rf"[\"']{re.escape(key)}[\"']|\b{re.escape(key)}=", source), key
+    if program == "ablation.py":
+        assert all(
+            f'"{variant}"' in source for variant in ("people", "reference", "ours", "without whole-step")
+        )
+
+
+def test_committed_results_of_precision_are_read(tmp_path: Path) -> None:
+    for name in ("precision-gradients.json", "precision-digits.json"):
+        shutil.copy(ROOT / "bench" / "results" / name, tmp_path)
+    rows = targets.verdicts(targets.collect(tmp_path), {})
+    told = {row["demand"]: row["verdict"] for row in rows}
+    assert told["robust accuracy of bf16 and float32 over seeds"] == "met"
+    assert told["error of one bf16 gradient, the largest"] in ("met", "missed")
