@@ -9,7 +9,7 @@ import os
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -168,31 +168,44 @@ def test_as_many_epochs_as_fit(program: ModuleType) -> None:
 def test_a_call_without_time_leaves_runs_to_the_next(
     program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """With runs that cost nothing and evaluations that find nothing; the test above makes real ones."""
     slow = {"preset": "digits-at", "epoch_seconds": 1e6}
     monkeypatch.setattr(program, "measured", lambda preset, *rest: slow | {"preset": preset})
+    trained: list[str] = []
+    done: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(program, "fit", lambda config: trained.append(config.out.name))
+    monkeypatch.setattr(program, "finished_epochs", lambda run: None)
+    monkeypatch.setattr(program, "row", lambda run: {})
+    monkeypatch.setattr(program.AATEvaluation, "finished", lambda _, run, plan: done.get(run.method))
+    monkeypatch.setattr(
+        program.AATEvaluation,
+        "make",
+        lambda _, run, plan, console: done.setdefault(run.method, {"of": run.method}),
+    )
+    column = (Column("natural.r", "natural", "R"),)
+
+    def result(_: Any, plan: Any, documents: dict[str, Any], folder: Path) -> Any:
+        rows = {method: (Cell(0.5 if method in documents else None, 0.9),) for method in ("at", "st")}
+        return SimpleNamespace(comparison=Comparison("t", column, rows))
+
+    monkeypatch.setattr(type(ITEMS["aat-table2"]), "result", result)
     out = tmp_path / "table2.json"
-    argv = [
-        "table2.py",
-        "--device",
-        "cpu",
-        "--smoke",
-        "--family",
-        "digits",
-        "--minutes",
-        "0",
-        "--images",
-        "8",
-    ]
-    monkeypatch.setattr(sys, "argv", [*argv, "--methods", "st", "at", "--out", str(out)])
+    argv = ["table2.py", "--device", "cpu", "--family", "digits", "--minutes", "0", "--methods", "st", "at"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--out", str(out)])
     assert program.main() == 0
     report = json.loads(out.read_text())
+    assert trained == ["st-seed0"]
     assert set(report["rows"]) == {"st"}
     assert set(report["not_run"]) == {"at-seed0"}
     assert "the same command goes on" in capsys.readouterr().out
+    # The next call has the schedule of the first, and the row that is missing.
+    monkeypatch.setattr(program, "measured", lambda *arguments: pytest.fail("measured again"))
     assert program.main() == 0
     report = json.loads(out.read_text())
-    assert set(report["rows"]) == {"st", "at", "st+at"}
+    assert trained == ["st-seed0", "at-seed0"]
+    assert set(report["rows"]) == {"st", "at"}
     assert report["not_run"] == {}
+    assert report["epochs"] == 1
 
 
 def test_seeds_are_averaged(program: ModuleType) -> None:
