@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
-__all__ = ["ROOT", "RefusedError", "obstacle", "signature", "trace"]
+__all__ = ["ROOT", "RefusedError", "is_compiled", "obstacle", "signature", "trace"]
 
 ROOT = "module."
 """What the names of a traced module's parts begin with in its graph."""
@@ -33,9 +33,7 @@ def obstacle(parts: Mapping[str, nn.Module]) -> str | None:
     devices = set()
     for name, part in parts.items():
         what = f"its {name}" if name else "it"
-        if isinstance(part, torch.jit.ScriptModule):
-            return f"{what} is TorchScript"
-        if part._compiled_call_impl is not None or "_orig_mod" in part._modules:
+        if is_compiled(part):
             return f"{what} is compiled"
         if any(getattr(part, hooks) for hooks in _HOOKS):
             return f"{what} has hooks"
@@ -52,6 +50,13 @@ def obstacle(parts: Mapping[str, nn.Module]) -> str | None:
                 return f"{what} holds a {type(tensor).__name__}"
             devices.add(tensor.device)
     return f"it lies on {len(devices)} devices" if len(devices) > 1 else None
+
+
+def is_compiled(part: nn.Module) -> bool:
+    """Whether a module itself is TorchScript, or went through torch.compile, as a function or in place."""
+    if isinstance(part, torch.jit.ScriptModule):
+        return True
+    return part._compiled_call_impl is not None or "_orig_mod" in part._modules
 
 
 def signature(parts: Mapping[str, nn.Module]) -> list[Any]:

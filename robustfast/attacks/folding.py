@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfast.attacks.fold_plan import Plan, agrees
-from robustfast.attacks.fold_trace import RefusedError, obstacle, signature, trace
+from robustfast.attacks.fold_trace import RefusedError, is_compiled, obstacle, signature, trace
 from robustfast.attacks.modes import eval_mode, module_of
 from robustfast.models.network import Network, Way
 from robustfast.registry import lookup
@@ -229,8 +229,8 @@ def _parts_of(
         # An encoder may hold the network that it is of.
         if not seen.intersection(encoders.values()):
             parts = {f"encoder {way}": encoder for way, encoder in encoders.items()}
-    elif _is_spread(module):
-        yield name, module, f"{type(module).__name__} runs its parts elsewhere", {}
+    elif reason := _closed(module):
+        yield name, module, reason, {}
         return
     elif not isinstance(module, nn.ModuleList | nn.ModuleDict):
         whole = dict(module.named_modules())
@@ -263,8 +263,14 @@ def _plan(module: nn.Module, parts: dict[str, nn.Module], half: torch.dtype | No
     return found.plan
 
 
-def _is_spread(module: nn.Module) -> bool:
-    """Whether it calls copies of its parts, or keeps their weights elsewhere."""
-    return isinstance(module, nn.DataParallel) or any(
+def _closed(module: nn.Module) -> str | None:
+    """Why not even the parts of a module may run as plans; None where they may.
+
+    Compiled code knows its parts' forward; others call copies of their parts, or keep the weights elsewhere.
+    """
+    if is_compiled(module):
+        return "it is compiled"
+    spread = isinstance(module, nn.DataParallel) or any(
         kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__
     )
+    return f"{type(module).__name__} runs its parts elsewhere" if spread else None

@@ -392,6 +392,17 @@ def test_a_part_that_is_more_than_its_code_runs_as_it_is_and_the_others_are_fold
         assert reasons["layer2"] is None
 
 
+def test_within_compiled_or_spread_modules_nothing_is_folded() -> None:
+    net = made(Normalised)
+    whole = net._call_impl
+    net._compiled_call_impl = whole
+    assert [(part.name, part.reason) for part in fold_report(net)] == [("", "it is compiled")]
+    net._compiled_call_impl = None
+    spread = nn.DataParallel(net)
+    assert [part.reason for part in fold_report(spread)] == ["DataParallel runs its parts elsewhere"]
+    assert counts(net) == (10, 9)
+
+
 class Odd(nn.Module):
     """A convolution, a batch norm, and something that a graph would lose."""
 
