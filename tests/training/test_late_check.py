@@ -22,16 +22,20 @@ from robustfast.training.config import TrainConfig
 from robustfast.training.fit import fit, resume
 from robustfast.training.whole_step import WholeStep
 
-STEPS = 7  # an epoch of 52 of the digits in batches of eight, the last one of four
+IMAGES, STEPS = 52, 7  # an epoch's, in batches of eight and a last one of four
+
+
+def train_on(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    def load(name: str, split: str, *args: Any, **options: Any) -> Any:
+        digits = few_digits(name, split, *args, **options)
+        return dataclasses.replace(digits, images=digits.images[:images], labels=digits.labels[:images])
+
+    monkeypatch.setattr(fit_module, "load", load)
 
 
 @pytest.fixture(autouse=True)
 def _few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str, split: str, *args: Any, **options: Any) -> Any:
-        digits = few_digits(name, split, *args, **options)
-        return dataclasses.replace(digits, images=digits.images[:52], labels=digits.labels[:52])
-
-    monkeypatch.setattr(fit_module, "load", load)
+    train_on(monkeypatch, IMAGES)
     # Exact in float32, as a graph reads it.
     monkeypatch.setattr(trainer, "learning_rate", lambda config, number, steps: 2 ** -(7 + number % 2))
 
@@ -86,17 +90,25 @@ def test_a_run_of_replays_is_the_run_of_eager_steps(
     graphs = fake_graphs(monkeypatch)
     fit(config(tmp_path / "graphed", whole_step="graph", **fields))
     assert [graph.replays for graph in graphs] == [STEPS - 3, STEPS - 1]
-    assert metrics(tmp_path / "plain") == metrics(tmp_path / "graphed")
+    lines = metrics(tmp_path / "graphed")
+    assert metrics(tmp_path / "plain") == lines
+    assert all(0 < share <= 1 for line in lines for share in line["accuracy"].values())
+    assert [list(line["accuracy"]) for line in lines] == [["st_s", "st_r", "st_n"]] * 2
     assert_equal(*(stored(tmp_path / name, "last.pt") for name in ("plain", "graphed")), "last.pt")
 
 
 # Steps from 0: 2 is the first replay, 3 the last before a checkpoint, 5 before an eager step, 6 that one.
-@pytest.mark.parametrize(("bad", "checkpoint_steps"), [(2, 0), (3, 4), (5, 0), (6, 4), (7, 0), (12, 4)])
+# With 48 images the last step of an epoch is a replay too.
+@pytest.mark.parametrize(
+    ("bad", "checkpoint_steps", "images"),
+    [(2, 0, 52), (3, 4, 52), (5, 0, 52), (6, 4, 52), (7, 0, 52), (12, 4, 52), (5, 0, 48), (11, 0, 48)],
+)
 def test_a_loss_that_is_not_finite_ends_both_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, checkpoint_steps: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, checkpoint_steps: int, images: int
 ) -> None:
+    train_on(monkeypatch, images)
     seen = order(tmp_path / "order", monkeypatch)
-    epoch, step = divmod(bad, STEPS)
+    epoch, step = divmod(bad, len(seen) // 2)
     poison(monkeypatch, epoch, int(seen[bad][0]))
     ends = []
     for name, how in (("plain", "eager"), ("graphed", "graph")):
@@ -108,7 +120,7 @@ def test_a_loss_that_is_not_finite_ends_both_alike(
         ends.append(str(stopped.value).replace(str(run.out), "RUN"))
     assert ends[0] == ends[1]
     assert f"in epoch {epoch + 1}, step {step + 1}, on {len(seen[bad])} images" in ends[0]
-    for file in ("nonfinite.pt", *["last.pt"] * (bad >= (checkpoint_steps or STEPS))):
+    for file in ("nonfinite.pt", *["last.pt"] * (bad >= (checkpoint_steps or len(seen) // 2))):
         assert_equal(*(stored(tmp_path / name, file) for name in ("plain", "graphed")), file)
 
 
@@ -151,6 +163,6 @@ def test_a_signal_after_a_bad_step_saves_no_checkpoint(
     poison(monkeypatch, 0, int(seen[4][0]))
     asked_after(monkeypatch, 5)
     run = config(tmp_path / "run", whole_step="graph")
-    with pytest.raises(UserError, match=r"is nan .* in epoch 1, step 5, "):
+    with pytest.raises((UserError, Stopped), match=r"is nan .* in epoch 1, step 5, "):
         fit(run)
     assert [file.name for file in (run.out / "checkpoints").iterdir()] == ["nonfinite.pt"]
