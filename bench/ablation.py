@@ -107,8 +107,8 @@ WARM_UP = 4
 LR = 1e-3
 # Where the steps before the check lead away from the weights at which it is made: what they keep would be seen.
 AWAY = 0.01
-# Relative error of a gradient in float32: in one layout the order of sums alone differs, in another one a few signs.
-FLOAT32_ERROR, LAYOUT_ERROR = 1e-2, 0.05
+# Relative error of a gradient in float32: other layouts and orders of scaling flip a few signs in the attack.
+FLOAT32_ERROR = 0.05
 
 
 class GaveWayError(Exception):
@@ -403,8 +403,8 @@ class Bench:
         """In bfloat16 the plain code's own error is the measure, in float32 on a GPU that of TF32."""
         known = self.measured.equal
         if "half-precision" in VARIANTS.get(variant, ()):
-            return max(LAYOUT_ERROR, 1.5 * known.get("people", 0.0))
-        return max(LAYOUT_ERROR, 1.5 * known["reference"])
+            return max(FLOAT32_ERROR, 1.5 * known.get("people", 0.0))
+        return max(FLOAT32_ERROR, 1.5 * known["reference"])
 
     def attempt(self, variant: str) -> None:
         """Check and time one variant, or keep why not."""
