@@ -77,7 +77,8 @@ class Step:
             extra |= {ACCURACY + name: value for name, value in phase.accuracy.items()}
         terms |= extra
         self._names = tuple(terms)
-        self.report = torch.stack([finite, exhausted, *losses, *terms.values()])
+        # All of one dtype, or CUDA would copy them one by one.
+        self.report = torch.stack([finite.float(), exhausted.float(), *losses, *terms.values()])
 
     @property
     def terms(self) -> Terms:

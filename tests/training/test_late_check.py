@@ -36,6 +36,10 @@ def train_on(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
 @pytest.fixture(autouse=True)
 def _few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     train_on(monkeypatch, IMAGES)
+    # `--device cpu` refuses graphs, and faked ones belong on a CPU wherever these tests run.
+    monkeypatch.setattr(
+        fit_module, "resolve_device", lambda name: torch.device("cpu" if name == "auto" else name)
+    )
     # Exact in float32, as a graph reads it.
     monkeypatch.setattr(trainer, "learning_rate", lambda config, number, steps: 2 ** -(7 + number % 2))
 
@@ -166,3 +170,28 @@ def test_a_signal_after_a_bad_step_saves_no_checkpoint(
     with pytest.raises((UserError, Stopped), match=r"is nan .* in epoch 1, step 5, "):
         fit(run)
     assert [file.name for file in (run.out / "checkpoints").iterdir()] == ["nonfinite.pt"]
+
+
+# --- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bad", [3, 5, 8])
+def test_on_a_gpu_the_error_names_the_batch_that_broke(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    seen = order(tmp_path / "order", monkeypatch)
+    epoch, step = divmod(bad, STEPS)
+    poison(monkeypatch, epoch, int(seen[bad][0]))
+    run = config(tmp_path / "run", whole_step="graph")
+    run = dataclasses.replace(run, device="cuda")
+    some = ", ".join(map(str, seen[bad].tolist()))
+    with pytest.raises(
+        UserError, match=rf"is nan .* in epoch {epoch + 1}, step {step + 1}, .*\(indices {some}"
+    ):
+        fit(run)
+    state = stored(run.out, "nonfinite.pt")
+    assert (state["epoch"], state["step"]) == (epoch, step)
+    assert state["index"].tolist() == seen[bad].tolist()
+    assert [meter["images"] for meter in state["meters"]] == [8 * step]
+    assert all(value.isfinite().all() for value in state["model"].values())
