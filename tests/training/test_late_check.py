@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_graphs import fake_graphs
 from tiny_runs import assert_equal, few_digits, metrics, tiny
 from torch import Tensor
