@@ -615,7 +615,7 @@ void held(const Arguments<T, G>& t) {
   }
   if constexpr (norm == Norm::l2) {
     // Less stays in a cache while a block reads it again.
-    if (t.n >= launch_setting("pgd_step_split_elements", 16384))
+    if (t.n >= launch_setting("pgd_step_split_elements", 8192))
       return t.template fills<kWidth>() ? split<kWidth, step>(t) : split<1, step>(t);
   }
   reread<norm, step>(t);

@@ -186,9 +186,10 @@ def _samples(device: torch.device) -> Iterator[Sample]:
             yield Sample(f"{norm}-{step}-empty", images(0, 3, 4, 4), rule, exact)
             yield Sample(f"{norm}-{step}-large", images(2, 3, 41, 41), rule, exact)
             if norm != "linf":
-                # What one block holds in registers, what several blocks share.
+                # What one block holds in registers, what several blocks share, and what no 16-byte vectors fill.
                 yield Sample(f"{norm}-{step}-32", images(2, 3, 32, 32, grad=torch.bfloat16), rule, exact)
                 yield Sample(f"{norm}-{step}-64", images(2, 3, 64, 64), rule, exact)
+                yield Sample(f"{norm}-{step}-53", images(2, 3, 53, 53), rule, exact)
 
 
 OPS["pgd_step"] = Op("pgd_step", pgd_step, _samples, ("pgd_step",))
