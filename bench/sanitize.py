@@ -1,9 +1,10 @@
 """Every kernel under compute-sanitizer: `python bench/sanitize.py [--tools memcheck ...] [--ops pgd_step ...]`.
 
 Each op runs all its sample inputs, backward where it has one, on CUDA C++ and on Triton: one process for each tool and
-op, so that a time limit loses one op, several at a time. Each tool must first find a fault that is planted for it: one
-that finds none, or refuses the device, is skipped with its own words, for its silence would say nothing. torch's
-caching allocator is off, else a read past a tensor's end would still be inside the block that torch took for it.
+op, so that a time limit loses one op, several at a time. Each tool first looks for a fault that is planted for it: one
+that refuses the device is skipped with its own words, and of one that finds nothing it is said that its silence proves
+nothing. torch's caching allocator is off, else a read past a tensor's end would still be inside the block that torch
+took for it.
 
 torch's own kernels are left out of what memcheck, racecheck and synccheck look at. initcheck sees all, because it must
 know what they wrote; what it then says of theirs is counted apart. The table is written after each process.
@@ -36,6 +37,7 @@ THEIRS = re.compile(r"\bat (?:void )?(?:at::|c10::|cub::|thrust::|cutlass|cublas
 # The mangled name of each of torch's kernels has this in it.
 EXCLUDE = ["--kernel-name-exclude", "kernel_substring=at6native"]
 SEEN = ("memcheck", "racecheck", "synccheck")
+SUMMARY = re.compile(r"= (?:ERROR|RACECHECK) SUMMARY")
 DONE = "every sample ran"
 
 # One kernel for each tool, with the fault that it looks for.
@@ -145,7 +147,7 @@ def judge(run: Run, code: int | None, text: str) -> None:
             run.words = run.words or lines[-10:]
         elif code == 9 and not theirs:
             run.state, run.words = "errors", lines[-10:]
-        elif "ERROR SUMMARY" not in text and "RACECHECK SUMMARY" not in text:
+        elif not SUMMARY.search(text):
             run.state, run.words = "failed", ["the tool wrote no summary", *lines[-10:]]
         else:
             run.state = "clean"
@@ -201,24 +203,41 @@ class Processes:
             self.end(process)
 
 
-def planted(
-    executable: str, folder: Path, tools: Iterable[str], processes: Processes
-) -> dict[str, str | None]:
-    """For each tool None where it finds the fault planted for it, else why not."""
+@dataclass
+class Tool:
+    """Why a tool is skipped, if it is; and why the fault planted for it is not known to be found, if it is not."""
+
+    skipped: str | None = None
+    planted: str | None = None
+
+    def __str__(self) -> str:
+        if self.skipped or self.planted:
+            return (
+                f"skipped, {self.skipped}" if self.skipped else f"its silence proves nothing: {self.planted}"
+            )
+        return "finds the fault planted for it"
+
+
+def try_tools(executable: str, folder: Path, names: Iterable[str], processes: Processes) -> dict[str, Tool]:
+    """Each tool on the fault planted for it: one that does not come to a summary cannot run here, and is skipped."""
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
-        return dict.fromkeys(tools, "no fault could be planted: nvcc is not on PATH")
+        return {name: Tool(planted="no fault could be planted: nvcc is not on PATH") for name in names}
     source, program = folder / "planted.cu", folder / "planted"
     source.write_text(PLANTED)
-    built = [nvcc, "-arch", architecture(), "-lineinfo", "-o", str(program), str(source)]
-    code, text = processes.run(built, 120, dict(os.environ))
+    building = [nvcc, "-arch", architecture(), "-lineinfo", "-o", str(program), str(source)]
+    code, text = processes.run(building, 120, dict(os.environ))
     if code != 0:
-        return dict.fromkeys(tools, f"no fault could be planted: {last_words(text)}")
-    found: dict[str, str | None] = {}
-    for tool in tools:
-        code, text = processes.run(command(executable, tool, [str(program), tool]), 60, dict(os.environ))
-        named = any(tool in report for report in reports(text)[0])
-        found[tool] = None if code == 9 and named else f"the planted fault was not found: {last_words(text)}"
+        return {name: Tool(planted=f"no fault could be planted: {last_words(text)}") for name in names}
+    found = {}
+    for name in names:
+        code, text = processes.run(command(executable, name, [str(program), name]), 60, dict(os.environ))
+        if not SUMMARY.search(text):
+            found[name] = Tool(skipped=last_words(text))
+        elif code == 9 and any(name in report for report in reports(text)[0]):
+            found[name] = Tool()
+        else:
+            found[name] = Tool(planted=f"the planted fault was not found: {last_words(text)}")
     return found
 
 
@@ -328,11 +347,11 @@ def main() -> int:
     index = torch.cuda.current_device() if options.device == "cuda" and torch.cuda.is_available() else None
     report: dict[str, object] = {"hardware": hardware(torch.device(options.device, index))}
     runs: list[Run] = []
-    tools: dict[str, str | None] = {}
+    tools: dict[str, Tool] = {}
     lock = threading.Lock()
 
     def write() -> None:
-        found = {tool: {"skipped": reason} for tool, reason in tools.items()}
+        found = {name: asdict(tool) for name, tool in tools.items()}
         report.update(tools=found, runs=[asdict(run) for run in runs])
         options.out.parent.mkdir(parents=True, exist_ok=True)
         part = options.out.with_suffix(".part")
@@ -341,9 +360,10 @@ def main() -> int:
 
     executable = find_tool()
     if executable is None:
-        tools.update(dict.fromkeys(options.tools, "compute-sanitizer is not on PATH, nor in CUDA_HOME/bin"))
+        reason = "compute-sanitizer is not on PATH, nor in CUDA_HOME/bin"
+        tools.update({name: Tool(skipped=reason) for name in options.tools})
         write()
-        print(f"skipped: {tools[options.tools[0]]}")
+        print(f"skipped: {reason}")
         return 0
     until = time.monotonic() + options.seconds
     processes = Processes()
@@ -372,15 +392,14 @@ def main() -> int:
     with interruptible(), ThreadPoolExecutor(options.jobs) as pool:
         try:
             with tempfile.TemporaryDirectory() as folder:
-                tools.update(planted(executable, Path(folder), options.tools, processes))
-            for tool, reason in tools.items():
-                print(
-                    f"{tool}: {f'skipped, {reason}' if reason else 'finds the fault planted for it'}",
-                    flush=True,
-                )
+                tools.update(try_tools(executable, Path(folder), options.tools, processes))
+            for name, tool in tools.items():
+                print(f"{name}: {tool}", flush=True)
             write()
             # The first tool's processes fill Triton's cache for those after it.
-            awaited = [pool.submit(one, t, op) for t, reason in tools.items() if not reason for op in names]
+            awaited = [
+                pool.submit(one, t, op) for t, tool in tools.items() if not tool.skipped for op in names
+            ]
             for future in awaited:
                 future.result()
         except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from typing import Any
 
 LARGEST = 4 << 20  # bytes of a file that goes into the report
 ABSOLUTE = "H200"  # the device that seconds and microseconds are wanted on
+TOOLS = ("memcheck", "racecheck", "initcheck")  # of compute-sanitizer, that are asked for
 AT_LEAST, AT_MOST = ">=", "<="
 
 

@@ -183,7 +183,7 @@ def machine(tmp_path: Path, warm: Warm) -> Machine:
 def test_an_op_runs_under_a_tool(machine: Machine) -> None:
     code, report, printed = machine.run("clean", "--ops", "dlr_loss", "--tools", "initcheck")
     assert code == 0, printed
-    assert report["tools"] == {"initcheck": {"skipped": None}}
+    assert report["tools"] == {"initcheck": {"skipped": None, "planted": None}}
     assert [(run["tool"], run["op"], run["state"]) for run in report["runs"]] == [
         ("initcheck", "dlr_loss", "clean"),
     ]
@@ -210,19 +210,22 @@ def test_an_error_is_named(machine: Machine) -> None:
     assert "at take(int *)" in printed
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "reason"),
-    [
-        ("refuses", "the planted fault was not found: Error: Device not supported"),
-        ("blind", "the planted fault was not found: ERROR SUMMARY: 0 errors"),
-    ],
-)
-def test_a_tool_that_finds_no_planted_fault_is_skipped(machine: Machine, behaviour: str, reason: str) -> None:
-    code, report, printed = machine.run(behaviour, "--ops", "dlr_loss", "--tools", "memcheck", "racecheck")
+def test_a_tool_that_refuses_the_device_is_skipped_with_its_words(machine: Machine) -> None:
+    code, report, printed = machine.run("refuses", "--ops", "dlr_loss", "--tools", "memcheck", "racecheck")
     assert code == 0
     assert report["runs"] == []
-    assert report["tools"] == {tool: {"skipped": reason} for tool in ("memcheck", "racecheck")}
-    assert "memcheck: skipped, " in printed
+    words = {"skipped": "Error: Device not supported", "planted": None}
+    assert report["tools"] == dict.fromkeys(("memcheck", "racecheck"), words)
+    assert "memcheck: skipped, Error: Device not supported" in printed
+
+
+def test_a_tool_that_finds_no_planted_fault_runs_and_is_not_believed(machine: Machine) -> None:
+    code, report, printed = machine.run("blind", "--ops", "dlr_loss", "--tools", "memcheck")
+    assert code == 0
+    assert [run["state"] for run in report["runs"]] == ["clean"]
+    reason = "the planted fault was not found: ERROR SUMMARY: 0 errors"
+    assert report["tools"] == {"memcheck": {"skipped": None, "planted": reason}}
+    assert f"memcheck: its silence proves nothing: {reason}" in printed
 
 
 def test_without_the_tool_it_is_skipped(

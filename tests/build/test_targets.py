@@ -49,7 +49,7 @@ def step(method: str, batch: int, people: float, reference: float, launched: flo
 def good() -> dict[str, Any]:
     """What a run that met everything wrote, file by file."""
     state = {"op": "pgd_step", "state": "clean"}
-    tools = {tool: {"skipped": None} for tool in ("memcheck", "racecheck", "initcheck")}
+    tools = {tool: {"skipped": None, "planted": None} for tool in ("memcheck", "racecheck", "initcheck")}
     return {
         "ops": [
             bench("256x3x224x224-linf", 0.9, 1.5),
@@ -202,6 +202,12 @@ ABSENT = [
     ),
     (
         "compute-sanitizer",
+        lambda f: f["sanitize.json"]["tools"]["racecheck"].update(planted="the planted fault was not found"),
+        "the planted fault was not found; 3 clean",
+    ),
+    ("compute-sanitizer", lambda f: f["sanitize.json"]["runs"].pop(), "nothing ran under initcheck; 2 clean"),
+    (
+        "compute-sanitizer",
         lambda f: f["sanitize.json"]["runs"][2].update(state="timed out"),
         "2 clean, 1 timed out",
     ),
@@ -292,7 +298,7 @@ READ = {
         "share_of_matrix_peak",
     ),
     "epoch.py": ("best",),
-    "sanitize.py": ("skipped",),
+    "sanitize.py": (),
     "table2.py": ("rows", "data", "epochs", "not_run", "aatpp", "aat", "at", "st"),
     "precision_gradients.py": ("rows", "case", "steps", "pass", "bf16 channels-last"),
     "precision_seeds.py": ("overlap", "summary", "mean", "sd", "adversarial.r"),
