@@ -113,19 +113,18 @@ class Results:
         runs, tools = report["runs"], report["tools"]
         states = [run["state"] for run in runs]
         bad = [f"{run['tool']} {run['op']}" for run in runs if run["state"] in ("errors", "failed")]
-        wanted = [
-            tool for tool in ("memcheck", "racecheck", "initcheck") if tools.get(tool, {}).get("skipped")
-        ]
+        reasons = dict.fromkeys(
+            filter(
+                None, (tools[tool]["skipped"] or tools[tool]["planted"] for tool in TOOLS if tool in tools)
+            )
+        )
         told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         if bad:
             return False, f"{told}: {', '.join(bad[:4])}"
-        if wanted or not runs:
-            reasons = dict.fromkeys(tools[tool]["skipped"] for tool in wanted)
-            raise NotMeasuredError(
-                "; ".join([*reasons, told]) if runs else "; ".join(reasons) or "nothing ran"
-            )
-        if set(states) != {"clean"}:
-            raise NotMeasuredError(told)
+        lacking = [tool for tool in TOOLS if not any(run["tool"] == tool for run in runs)]
+        if reasons or lacking or set(states) != {"clean"}:
+            nothing = [f"nothing ran under {', '.join(lacking)}"] if lacking and not reasons else []
+            raise NotMeasuredError("; ".join(filter(None, [*reasons, *nothing, told])))
         return True, told
 
     def table2(self) -> tuple[bool, str]:
