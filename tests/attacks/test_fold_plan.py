@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import hypothesis.strategies as st
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from robustfast.attacks import folding
+from robustfast.attacks import fold_report, folding
+from robustfast.attacks.fold_plan import sum_affine_relu
+from robustfast.attacks.folding import folded
 from robustfast.attacks.gradient import InputGradient
 
 CHANNELS = 4
@@ -155,3 +158,107 @@ def test_a_network_written_at_random_stays_the_same_function(program: list[tuple
         return
     for found, expected in zip(passes(net, x, "on"), plain, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+class NormAct(nn.BatchNorm2d):
+    """Batch norm and ReLU in one module, as timm has it: through the function, with an assertion on the shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, f"expected 4D input, got {x.ndim}D")
+        by_batch = True if self.training else self.running_mean is None and self.running_var is None
+        mean = self.running_mean if not self.training or self.track_running_stats else None
+        var = self.running_var if not self.training or self.track_running_stats else None
+        x = F.batch_norm(x, mean, var, self.weight, self.bias, by_batch, self.momentum, self.eps)
+        return self.act(self.drop(x))
+
+
+class PreActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.convs = nn.ModuleList(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(4))
+        self.norms = nn.ModuleList(random_norm(NormAct(CHANNELS), generator) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first, second in ((0, 1), (2, 3)):
+            inside = self.norms[second](self.convs[first](self.norms[first](x)))
+            x = self.convs[second](inside) + x
+        return x.mean((2, 3))
+
+
+def test_batch_norm_as_a_function_with_assertions_is_folded() -> None:
+    net = PreActivation().double().eval()
+    x = torch.rand(2, CHANNELS, 5, 5, dtype=torch.float64)
+    (part,) = fold_report(net)
+    assert (part.reason, part.folded, part.fused) == (None, 2, 4)
+    assert "_assert" in part.code
+    for found, expected in zip(passes(net, x, "on"), passes(net, x, "off"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    with folding("on"), folded(net, x.device), pytest.raises(AssertionError, match="expected 4D"):
+        net(x[None])
+
+
+def test_two_norms_that_read_one_sum_are_both_fused() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(0)
+            self.norms = nn.ModuleList(random_norm(nn.BatchNorm2d(CHANNELS), generator) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            total = x * 2 + x.flip(0)
+            first, second = (torch.relu(norm(total)) for norm in self.norms)
+            return (first * second).mean((2, 3)) + total.mean((2, 3))
+
+    net = Two().double().eval()
+    x = torch.rand(2, CHANNELS, 5, 5, dtype=torch.float64)
+    (part,) = fold_report(net)
+    assert (part.folded, part.fused) == (0, 2)
+    for found, expected in zip(passes(net, x, "on"), passes(net, x, "off"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_weight_that_serves_twice_is_folded_with_each_norm_and_statistics_with_each_use() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(0)
+            self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+            self.norms = nn.ModuleList(random_norm(nn.BatchNorm2d(CHANNELS), generator) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for norm in (*self.norms, self.norms[0]):
+                x = torch.relu(norm(self.conv(x)))
+            return self.conv(x).mean((2, 3))
+
+    net = Shared().double().eval()
+    x = torch.rand(2, CHANNELS, 5, 5, dtype=torch.float64)
+    (part,) = fold_report(net)
+    assert (part.folded, part.fused) == (3, 3)
+    for found, expected in zip(passes(net, x, "on"), passes(net, x, "off"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 4, 1, 1), (2, 4, 3, 3)), ((2, 1, 3, 3), (2, 4, 3, 3)), ((2, 4), (2, 4))]
+)
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+def test_a_sum_of_unlike_tensors_is_torchs(
+    shapes: tuple[tuple[int, ...], ...], dtypes: tuple[torch.dtype, ...]
+) -> None:
+    a, b = (torch.randn(shape).to(dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+    scale, shift = torch.randn(4), torch.randn(4)
+    y, total = sum_affine_relu(a, b, scale, shift, True)
+    assert torch.equal(total, a + b)
+    assert total.dtype == y.dtype == torch.result_type(a, b)
+    per_channel = (-1, *[1] * (total.dim() - 2))
+    expected = torch.relu(scale.view(per_channel) * total + shift.view(per_channel))
+    torch.testing.assert_close(y, expected.to(y.dtype))
+    # The bias of a convolution, which may have one channel, added behind the sum.
+    own = shift[: a.shape[1]]
+    y = sum_affine_relu(a, b, None, own, False)
+    torch.testing.assert_close(y, torch.relu(total + own.view(per_channel)).to(y.dtype))

@@ -327,10 +327,18 @@ def test_attacks_within_attacks_share_a_plan() -> None:
             assert active_plans() == serial
         assert vars(net)["forward"] is stands
         same(nn.Sequential(net), x, y)
-        with torch.autocast("cpu", torch.bfloat16):
-            # Weights of this plan are float32: under autocast the module runs as it is.
-            net(x)
     assert "forward" not in vars(net)
+
+
+def test_a_plan_gives_way_where_autocast_is_switched_within_the_attack() -> None:
+    """Its weights are of the dtype that the attack began with."""
+    net = made(Normalised, torch.float32)
+    x, _ = images(3, 24, torch.float32)
+    with folding("on"), torch.autocast("cpu", torch.bfloat16), folded(net, x.device):
+        assert net(x).dtype == torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            found = net(x)
+    assert torch.equal(found, net(x))
 
 
 def hooked(net: Normalised) -> None:
