@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -58,6 +59,7 @@ from robustfast.attacks.range_check import Extremes
 from robustfast.data import Batch
 from robustfast.models import ThreeWay
 from robustfast.objectives import OBJECTIVES
+from robustfast.ops import affine_relu, pgd_step
 from robustfast.training.checkpoint import write_durably
 from robustfast.training.engine import Engine
 from robustfast.training.presets import PRESETS
@@ -212,6 +214,7 @@ def without_values() -> Iterator[None]:
         patch.object(Extremes, "check", lambda *_: None),
         patch.object(FOLDING, "obstacle", lambda parts: None),
         patch.object(FOLDING, "trace", traced),
+        patch.object(FOLDING, "agrees", lambda *_: True),
     ):
         yield
 
@@ -285,6 +288,65 @@ def sections(network: str, method: str, batch: int, rates: Rates, *, side: int =
     return {SECTIONS[0]: step, SECTIONS[1]: sums(once, times(step, -1)), **one}
 
 
+def plain(network: str, batch: int, rates: Rates) -> dict[str, Account]:
+    """`SECTIONS` of AT as people write it, at the same precision and in the same layout, without its optimizer.
+
+    The other methods pick samples by indexing, which tensors without values cannot.
+    """
+    found = []
+    for steps in (1, 2):
+        with without_values(), Counter(rates) as counter:
+            model = ThreeWay(network, num_classes=10, in_channels=3)
+            channels_last(model)
+            x = torch.rand(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+            y = torch.randint(10, (batch,))
+            strength = replace(PRESETS["cifar10-prn18-at"].attack, steps=steps)
+            counter.found.clear()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, _ = PlainTraining(model, strength).adversarial(x, y)
+            loss.backward()
+        found.append(counter.found[SECTIONS[2]])
+    step = sums(found[1], times(found[0], -1))
+    return {SECTIONS[0]: step, SECTIONS[1]: {}, SECTIONS[2]: sums(found[0], times(step, -1)), SECTIONS[3]: {}}
+
+
+def ops(rates: Rates) -> list[dict[str, Any]]:
+    """The ops of a training step by themselves."""
+    found = []
+
+    def keep(name: str, case: str, call: Callable[[], Any]) -> None:
+        with Counter(rates) as counter:
+            call()
+        # Sizes given as numbers become scalars of the host.
+        row = total(counter.found[SECTIONS[2]], (STEP, "affine_relu"))
+        found.append({"op": name, "case": case, **asdict(row)})
+
+    with without_values():
+        for shape in ((128, 3, 32, 32), (256, 3, 224, 224)):
+            x, grad = torch.rand(shape), torch.rand(shape)
+            for norm in ("linf", "l2"):
+                call = partial(pgd_step, x, grad, x, step_size=0.01, eps=0.03, norm=norm)
+                keep("`pgd_step`", f"{_shown(x)} float32, {norm}", call)
+        for channels, side in ((64, 32), (128, 16), (512, 4)):
+            x = torch.rand(128, channels, side, side, dtype=torch.bfloat16)
+            scale, shift = torch.rand(channels), torch.rand(channels)
+            for given in ({}, {"residual": torch.rand_like(x)}):
+                leaf = x.detach().requires_grad_()
+                out = affine_relu(leaf, scale, shift, **given)
+                case = f"{_shown(x)} bf16{', with a sum' if given else ''}"
+                keep("`affine_relu`, forward", case, partial(affine_relu, leaf, scale, shift, **given))
+                keep(
+                    "`affine_relu`, backward",
+                    case,
+                    partial(torch.autograd.grad, out, leaf, torch.rand_like(x)),
+                )
+    return found
+
+
+def _shown(x: Tensor) -> str:
+    return "x".join(map(str, x.shape))
+
+
 def forward_flops(network: str, *, side: int = 32) -> int:
     """Floating-point operations of F: one forward pass of one encoder over one image."""
     with without_values():
@@ -344,6 +406,9 @@ def case(network: str, method: str, batch: int, rates: Rates) -> dict[str, Any]:
             name: {kind: asdict(account[kind]) for kind in ORDER if kind in account}
             for name, account in found.items()
         }
+    if method == "AT":
+        made = plain(network, batch, rates)
+        entry["plain"] = {name: {kind: asdict(row) for kind, row in a.items()} for name, a in made.items()}
     return entry
 
 
@@ -374,6 +439,7 @@ def main() -> None:
         "rates": asdict(rates),
         "attack_steps": STEPS,
         "precision": "bf16, channels-last",
+        "ops": ops(rates),
         "cases": [],
     }
     for network in options.networks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -109,7 +109,7 @@ def whole(found: Mapping[str, Account]) -> Account:
 
 
 def accounts(entry: Mapping[str, Any], column: str) -> dict[str, Account]:
-    """Section to account of one of `COLUMNS`, from an entry of the file."""
+    """Section to account of one of `COLUMNS`, or of "plain" where it has that, from an entry of the file."""
     found = {
         name: {kind: Row(**row) for kind, row in rows.items()}
         for name, rows in entry["unfused" if column == "floor" else column].items()
@@ -134,13 +134,13 @@ def tables(report: Mapping[str, Any]) -> dict[str, str]:
         "| network | method | | launches | GB | kernels, ms | host, ms | epoch as graphs, s | launched singly, s |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    made = {"tried": tried()}
+    made = {"tried": tried(), "ops": _ops(report["ops"])}
     for entry in report["cases"]:
         network = NETWORKS[entry["network"]]
         arithmetic = 1e3 * entry["flops"] / rates.matrix
         work = f"{entry['passes']:.0f}F | {entry['plain_passes']:.0f}F | {entry['flops'] / 1e12:.1f} | {arithmetic:.1f}"
         passes.append(f"| {network} | {entry['method']} | {work} |")
-        for column in COLUMNS:
+        for column in (*(["plain"] if "plain" in entry else []), *COLUMNS):
             row = total(whole(accounts(entry, column)))
             host = row.launches * rates.launch
             epoch = IMAGES / entry["batch"]
@@ -153,6 +153,14 @@ def tables(report: Mapping[str, Any]) -> dict[str, str]:
             made[f"kinds {entry['network']}"] = _kinds(entry)
             made[f"sections {entry['network']}"] = _sections(entry)
     return {"passes": "\n".join(passes), "steps": "\n".join(steps), **made}
+
+
+def _ops(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| op | tensors | launches | MB | us |", "|---|---|---:|---:|---:|"]
+    for row in rows:
+        cost = f"{row['launches']} | {row['bytes'] / 1e6:.1f} | {1e6 * row['seconds']:.1f}"
+        lines.append(f"| {row['op']} | {row['case']} | {cost} |")
+    return "\n".join(lines)
 
 
 def _cells(row: Row) -> str:

@@ -136,6 +136,34 @@ def test_what_the_page_says_follows() -> None:
         assert bound_by_bytes == bound_by_host
 
 
+def test_an_op_reads_and_writes_once() -> None:
+    report = stored()
+    rows = {(row["op"], row["case"]): row for row in report["ops"]}
+    step = rows["`pgd_step`", "256x3x224x224 float32, linf"]
+    # Three operands and the result.
+    assert step["bytes"] == pytest.approx(4 * 4 * 256 * 3 * 224 * 224, rel=1e-6)
+    assert all(row["launches"] == 1 for row in rows.values())
+    elements = 128 * 64 * 32 * 32
+    for way in ("forward", "backward"):
+        # Two bytes in, two out, one bit kept or read.
+        found = rows[f"`affine_relu`, {way}", "128x64x32x32 bf16"]["bytes"]
+        assert found == pytest.approx(elements * (2 + 2 + 1 / 8), rel=1e-4)
+    entry = next(e for e in report["cases"] if (e["network"], e["method"]) == ("preact_resnet18", "AT"))
+    whole = account_tables.total(account_tables.accounts(entry, "folded")["attack step"]).seconds
+    assert rows["`pgd_step`", "128x3x32x32 float32, linf"]["seconds"] < whole / 100
+
+
+def test_at_as_people_write_it_makes_weight_gradients() -> None:
+    entries = [entry for entry in stored()["cases"] if entry["method"] == "AT"]
+    for entry in entries:
+        plain, ours = (
+            account_tables.accounts(entry, column)["attack step"]["convolution"]
+            for column in ("plain", "unfused")
+        )
+        assert plain.launches == 1.5 * ours.launches
+        assert plain.flops == pytest.approx(1.5 * ours.flops, rel=0.01)
+
+
 def test_folding_takes_batch_norms_and_sums_away() -> None:
     for entry in stored()["cases"]:
         unfused, folded, floor = (
