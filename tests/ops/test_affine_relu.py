@@ -473,6 +473,21 @@ def test_values_and_gradients_on_a_gpu(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [*GPU_SHAPES, (1, 3, 1, 3), (1, 4, 3, 1)], ids=str)
+def test_bits_on_a_gpu(backend: str, dtype: torch.dtype, last: bool, shape: tuple[int, ...]) -> None:
+    """All of them, those behind the last element too."""
+    (x,) = (t.cuda() for t in images(1, *shape, last=last, dtype=dtype))
+    scale, shift = (t.cuda() for t in tables(shape[1], wide(dtype)))
+    ours, theirs = (
+        low_level(name).affine_relu(x, None, scale, shift, False, True)[2] for name in (backend, "reference")
+    )
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
 @pytest.mark.parametrize("last", [False, True])
 def test_one_kernel_each_way_on_a_gpu(backend: str, last: bool) -> None:
     ops = low_level(backend)
