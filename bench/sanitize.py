@@ -344,7 +344,10 @@ def main() -> int:
     if unknown := sorted(set(names) - set(OPS)):
         print(f"error: --ops {' '.join(unknown)}: no such op; there are {', '.join(OPS)}", file=sys.stderr)
         return 2
-    index = torch.cuda.current_device() if options.device == "cuda" and torch.cuda.is_available() else None
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("error: torch sees no CUDA device; --device cpu tries this script without one", file=sys.stderr)
+        return 2
+    index = torch.cuda.current_device() if options.device == "cuda" else None
     report: dict[str, object] = {"hardware": hardware(torch.device(options.device, index))}
     runs: list[Run] = []
     tools: dict[str, Tool] = {}

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import sanitize
+import torch
 from warm import Warm
 
 from robustfast.ops import OPS
@@ -240,6 +241,10 @@ def test_without_the_tool_it_is_skipped(
     monkeypatch.setattr(sys, "argv", ["sanitize.py", "--ops", "no_such_op"])
     assert sanitize.main() == 2
     assert "no_such_op: no such op" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(sys, "argv", ["sanitize.py"])
+        assert sanitize.main() == 2
+        assert capsys.readouterr().err.startswith("error: torch sees no CUDA device")
 
 
 def test_a_limit_loses_one_op_and_keeps_the_others(machine: Machine) -> None:
