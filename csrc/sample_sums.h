@@ -45,11 +45,11 @@ struct Cluster {
 
 // What a SampleSums keeps in static shared memory.
 struct SumSlots {
-  double warps[2][2][32];
-  double blocks[2][2];
+  double warps[2][3][32];
+  double blocks[2][3];
 };
 
-// Combines one or two values per thread over a sample; every thread gets the results. The order is fixed, so that two
+// Combines one to three values per thread over a sample; every thread gets the results. The order is fixed, so that two
 // runs agree bit for bit. blockDim.x must be a multiple of 32, neutral is 0. One barrier each: turns alternate between
 // two sets of slots, and no thread comes back to a set before all have passed the barrier of the other.
 template <bool kCluster>

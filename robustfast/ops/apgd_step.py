@@ -178,6 +178,8 @@ def _samples(device: torch.device) -> Iterator[Sample]:
         yield Sample(f"{norm}-first", images(5, 3, 4, 4), {**rule, "momentum": 1.0}, exact)
         yield Sample(f"{norm}-empty", images(0, 3, 4, 4), rule, exact)
         yield Sample(f"{norm}-large", images(2, 3, 41, 41), rule, exact)
+        if norm != "linf":
+            yield Sample(f"{norm}-32", images(2, 3, 32, 32), rule, exact)
 
 
 OPS["apgd_step"] = Op("apgd_step", apgd_step, _samples, ("apgd_step",))
