@@ -76,6 +76,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-
 CHECK = [sys.executable, "bench/gpu.py", "--library"]
 # The sources and the torch that the library was built from, where this script built it.
 STAMP = ROOT / "build" / "gpu-library"
+SKIPPED = 77  # the exit code of a program that cannot do its work here; its last line says why
 # Seconds that a process has, once told to stop, to write what it knows.
 GRACE = 10.0
 # A program that is told how long it may take is told a little less.
@@ -275,6 +276,9 @@ def run(
             if code is None:
                 known["state"] = "timed out" if allowed >= command.limit else "cut short"
                 _add(outcome, known, f"after {allowed:.0f} s:")
+            elif code == SKIPPED:
+                known["state"] = "skipped"
+                _add(outcome, known, f"{(_since(log, before).splitlines() or ['skipped'])[-1]}:")
             elif code:
                 known["state"] = "failed"
                 _add(outcome, known, f"exit code {code}:")
@@ -291,7 +295,7 @@ def run(
 
 
 def _add(outcome: Outcome, known: dict[str, object], why: str) -> None:
-    order = ("passed", "cut short", "timed out", "failed")
+    order = ("passed", "skipped", "cut short", "timed out", "failed")
     outcome.reasons.append(f"{why} {known['command']}")
     outcome.state = max(outcome.state, str(known["state"]), key=order.index)
 

@@ -32,6 +32,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SKIPPED = 77  # the exit code of a program that could not do its work here, as automake has it
 # A report that names one of these is about a kernel of torch's or its libraries'; every other report counts.
 THEIRS = re.compile(r"\bat (?:void )?(?:at::|c10::|cub::|thrust::|cutlass|cublas|cudnn|\w*gemm|\w*at6native)")
 # The mangled name of each of torch's kernels has this in it.
@@ -367,7 +368,7 @@ def main() -> int:
         tools.update({name: Tool(skipped=reason) for name in options.tools})
         write()
         print(f"skipped: {reason}")
-        return 0
+        return SKIPPED
     until = time.monotonic() + options.seconds
     processes = Processes()
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"}
@@ -410,6 +411,9 @@ def main() -> int:
             pool.shutdown(wait=True, cancel_futures=True)
             write()
             return 130
+    if all(tool.skipped for tool in tools.values()):
+        print(f"skipped: {'; '.join(dict.fromkeys(str(tool.skipped) for tool in tools.values()))}")
+        return SKIPPED
     return int(any(run.state in ("errors", "failed", "timed out") for run in runs))
 
 

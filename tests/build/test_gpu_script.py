@@ -202,6 +202,14 @@ def test_without_a_gpu_it_says_so(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_program_that_cannot_do_its_work_here_is_skipped_with_its_words(
+    gpu: ModuleType, tmp_path: Path
+) -> None:
+    outcome = run(gpu, tmp_path, python(f"print('skipped: no tool'); raise SystemExit({gpu.SKIPPED})"))
+    assert outcome.state == "skipped"
+    assert outcome.reasons[0].startswith("skipped: no tool: python -c")
+
+
 def test_a_bench_that_is_ended_keeps_what_it_measured(gpu: ModuleType, tmp_path: Path) -> None:
     bench = tmp_path / "test_two_benches.py"
     bench.write_text(

@@ -213,7 +213,8 @@ def test_an_error_is_named(machine: Machine) -> None:
 
 def test_a_tool_that_refuses_the_device_is_skipped_with_its_words(machine: Machine) -> None:
     code, report, printed = machine.run("refuses", "--ops", "dlr_loss", "--tools", "memcheck", "racecheck")
-    assert code == 0
+    assert code == sanitize.SKIPPED
+    assert printed.splitlines()[-1] == "skipped: Error: Device not supported"
     assert report["runs"] == []
     words = {"skipped": "Error: Device not supported", "planted": None}
     assert report["tools"] == dict.fromkeys(("memcheck", "racecheck"), words)
@@ -235,7 +236,7 @@ def test_without_the_tool_it_is_skipped(
     monkeypatch.setattr(sanitize, "find_tool", lambda: None)
     out = tmp_path / "sanitize.json"
     monkeypatch.setattr(sys, "argv", ["sanitize.py", "--device", "cpu", "--out", str(out)])
-    assert sanitize.main() == 0
+    assert sanitize.main() == sanitize.SKIPPED
     assert "compute-sanitizer is not on PATH" in capsys.readouterr().out
     assert set(json.loads(out.read_text())["tools"]) == set(sanitize.TOOLS)
     monkeypatch.setattr(sys, "argv", ["sanitize.py", "--ops", "no_such_op"])
