@@ -145,7 +145,7 @@ BACK = (0, 0, 0, 0, 1, 2)
 lines = st.lists(st.tuples(st.sampled_from(OPS), *[st.sampled_from(BACK)] * 2), min_size=1, max_size=12)
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(lines)
 def test_a_network_written_at_random_stays_the_same_function(program: list[tuple[str, int, int]]) -> None:
     net = Program(program).double().eval()
