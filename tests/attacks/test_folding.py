@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from robustfast.attacks import PGD, ThreeWayPGD, fold_plan, fold_report, folding
+from robustfast.attacks.cuda_graph import eager_loops, on_stream, record
 from robustfast.attacks.folding import _captured, active_plans, folded
 from robustfast.attacks.gradient import InputGradient, Pass
 from robustfast.attacks.modes import eval_mode
@@ -589,7 +590,8 @@ def test_on_a_gpu_folded_attacks_are_the_plain_ones(name: str) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_graph_of_plans_follows_the_weights() -> None:
+def test_on_a_gpu_a_graph_of_plans_follows_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     net = made(lambda: ThreeWay("preact_resnet18", num_classes=5, in_channels=3), torch.float32).cuda()
     x, y = (t.cuda() for t in images(3, 32, torch.float32, batch=8))
     graph, eager = (ThreeWayPGD(net, "srn", steps=3, engine=engine) for engine in ("graph", "eager"))
@@ -602,3 +604,26 @@ def test_on_a_gpu_a_graph_of_plans_follows_the_weights() -> None:
             for tensor in (*net.parameters(), *net.buffers()):
                 if tensor.is_floating_point():
                     tensor.mul_(1.01)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_callers_graph_prepares_the_weights_anew_in_each_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    net = made(lambda: OneWay("resnet18", num_classes=5, in_channels=3), torch.float32).cuda()
+    x, y = (t.cuda() for t in images(3, 32, torch.float32, batch=8))
+    attack, stream = PGD(net, steps=3, engine="eager"), torch.cuda.Stream()
+    with folding("on"), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        with on_stream(stream), eager_loops():
+            for _ in range(2):
+                attack(x, y)
+        graph, x_adv = record(lambda: attack(x, y), stream)
+        for _ in range(2):
+            with torch.no_grad():
+                for tensor in (*net.parameters(), *net.buffers()):
+                    if tensor.is_floating_point():
+                        tensor.mul_(1.02)
+            graph.replay()
+            replayed = x_adv.clone()
+            assert torch.equal(replayed, attack(x, y))
