@@ -589,7 +589,8 @@ def main(arguments: list[str] | None = None, clock: Callable[[], float] = time.m
     from hardware import hardware
 
     major, minor = torch.cuda.get_device_capability()
-    environment.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
+    # For this GPU alone, whatever list an image of a container has set.
+    environment["TORCH_CUDA_ARCH_LIST"] = f"{major}.{minor}"
     if "build" not in chosen + options.skip and not built():
         print("build: added, for there is no CUDA library of these sources yet", flush=True)
         chosen.insert(0, "build")
@@ -625,7 +626,9 @@ def main(arguments: list[str] | None = None, clock: Callable[[], float] = time.m
                 if name == "build" and outcome.state == "passed":
                     STAMP.parent.mkdir(exist_ok=True)
                     STAMP.write_text(sources())
-                outcomes[name] = asdict(outcome)
+                # What an earlier run found is not lost to one that had no time.
+                if outcome.state != "skipped" or name not in outcomes:
+                    outcomes[name] = asdict(outcome)
                 write_report(out, report)
                 print(
                     f"{name}: {outcome.state} in {outcome.seconds:.0f} s {'; '.join(outcome.reasons)}",

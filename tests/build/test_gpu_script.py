@@ -333,6 +333,9 @@ def test_stages_of_an_earlier_run_join_this_one(
     assert gpu.main(["--out", str(out), "--only", "build"]) == 0
     assert gpu.main(["--out", str(out), "--only", "test"]) == 0
     assert list(json.loads((out / "report.json").read_text())["stages"]) == ["build", "test"]
+    # One that has no time now keeps what it found then.
+    assert gpu.main(["--out", str(out), "--only", "test", "--minutes", "0.01"]) == 0
+    assert json.loads((out / "report.json").read_text())["stages"]["test"]["state"] == "passed"
     # Those of other code do not.
     (out / "report.json").write_text(
         json.dumps({"hardware": {"device": "cuda:0", "commit": "c0"}, "stages": {}})
@@ -375,6 +378,16 @@ def test_sigterm_keeps_the_report(warm: Warm, tmp_path: Path) -> None:
     }
     assert found["stages"]["test"]["reasons"][0].startswith("the run was stopped in python -c")
     assert done.stdout.splitlines()[-1].endswith("has all of it")
+
+
+def test_it_builds_for_this_gpu_alone(
+    gpu: ModuleType, on_a_gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0;10.0")
+    on_a_gpu({"build": [gpu.Command(python("import os; print(os.environ['TORCH_CUDA_ARCH_LIST'])"), 60)]})
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["stages"]["build"]["tail"] == ["9.0"]
 
 
 def test_a_machine_without_the_library_builds_it_first(
