@@ -15,8 +15,6 @@ __all__ = [
     "unpacked_bits",
 ]
 
-_POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
-
 
 def affine_relu(
     x: Tensor, scale: Tensor | None, shift: Tensor, residual: Tensor | None = None
@@ -66,12 +64,12 @@ def packed_bits(y: Tensor) -> Tensor:
     of byte i, zeros behind the last element."""
     kept = ~(_memory_order(y) <= 0)
     bytes_ = F.pad(kept.to(torch.uint8), (0, -kept.numel() % 8)).view(-1, 8)
-    return (bytes_ * bytes_.new_tensor(_POWERS)).sum(1, dtype=torch.uint8)
+    return (bytes_ << _places(bytes_)).sum(1, dtype=torch.uint8)
 
 
 def unpacked_bits(mask: Tensor, like: Tensor) -> Tensor:
     """The bits of `packed_bits` as bool, in the shape and memory order of `like`."""
-    kept = (mask[:, None] & mask.new_tensor(_POWERS)).ne(0).flatten()[: like.numel()]
+    kept = (mask[:, None] >> _places(mask) & 1).bool().flatten()[: like.numel()]
     if not is_channels_last(like):
         return kept.view(like.shape)
     return kept.view(like.movedim(1, -1).shape).movedim(-1, 1)
@@ -85,6 +83,11 @@ def is_channels_last(t: Tensor) -> bool:
 def in_order(t: Tensor, channels_last: bool) -> Tensor:
     """t itself where it is dense in channels-last or, else, in contiguous order; a copy that is where it is not."""
     return t.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else t.contiguous()
+
+
+def _places(bytes_: Tensor) -> Tensor:
+    # Made on the device: numbers copied from the host would not fit into a CUDA graph.
+    return torch.arange(8, dtype=torch.uint8, device=bytes_.device)
 
 
 def _memory_order(t: Tensor) -> Tensor:

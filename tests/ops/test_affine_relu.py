@@ -439,11 +439,16 @@ def test_triton_launches_once_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
 GPU_SHAPES = [(16, 64, 32, 32), (3, 20, 7, 5), (2, 25, 3, 3), (2, 3, 7, 7), (4, 160, 8, 8), (128, 512, 4, 4)]
 
 
+# Triton compiles anew for each: the interpreter runs the other cases.
+GPU_CASES = [("cuda", shape, dtype) for shape in GPU_SHAPES for dtype in DTYPES]
+GPU_CASES += [
+    ("triton", shape, dtype) for shape in GPU_SHAPES[:2] for dtype in (torch.float32, torch.bfloat16)
+]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("backend", "shape", "dtype"), GPU_CASES, ids=str)
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
 def test_values_and_gradients_on_a_gpu(
     backend: str, dtype: torch.dtype, last: bool, shape: tuple[int, ...]
 ) -> None:
@@ -466,22 +471,22 @@ def test_values_and_gradients_on_a_gpu(
 
     sample = Sample(str(shape), (x, residual, d_y, d_t, scale, shift))
     assert_agrees(run, sample, results(run, backend, *sample.args))
-    ours = results(run, backend, *map(late, sample.args))
-    for a, b in zip(ours, results(run, backend, *sample.args), strict=True):
-        assert torch.equal(a, b)
+    if backend == "cuda":
+        ours = results(run, backend, *map(late, sample.args))
+        for a, b in zip(ours, results(run, backend, *sample.args), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("shape", [*GPU_SHAPES, (1, 3, 1, 3), (1, 4, 3, 1)], ids=str)
-def test_bits_on_a_gpu(backend: str, dtype: torch.dtype, last: bool, shape: tuple[int, ...]) -> None:
+def test_bits_on_a_gpu(dtype: torch.dtype, last: bool, shape: tuple[int, ...]) -> None:
     """All of them, those behind the last element too."""
     (x,) = (t.cuda() for t in images(1, *shape, last=last, dtype=dtype))
     scale, shift = (t.cuda() for t in tables(shape[1], wide(dtype)))
     ours, theirs = (
-        low_level(name).affine_relu(x, None, scale, shift, False, True)[2] for name in (backend, "reference")
+        low_level(name).affine_relu(x, None, scale, shift, False, True)[2] for name in ("cuda", "reference")
     )
     assert torch.equal(ours, theirs)
 
@@ -507,7 +512,7 @@ def test_one_kernel_each_way_on_a_gpu(backend: str, last: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("backend", ["cuda", "triton", "reference"])
 def test_fits_into_a_graph(backend: str) -> None:
     x, residual, d_y = (t.cuda() for t in images(3, 8, 64, 8, 8, last=True, dtype=torch.bfloat16))
     scale, shift = (t.cuda() for t in tables(64))
