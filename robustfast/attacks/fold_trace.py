@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -91,6 +92,11 @@ def trace(module: nn.Module) -> fx.Graph:
         RefusedError: its code asks for values or shapes, makes tensors or random numbers of its own, changes the grad
             or autocast mode, or remembers something.
     """
+    with _lock:
+        return _traced(module)
+
+
+def _traced(module: nn.Module) -> fx.Graph:
     before = {part: dict(vars(part)) for part in module.modules()}
     drawn = torch.get_rng_state(), random.getstate()
     try:
@@ -118,6 +124,10 @@ def trace(module: nn.Module) -> fx.Graph:
         random.setstate(drawn[1])
         raise RefusedError("its forward draws random numbers")
     return graph
+
+
+# While torch.fx traces, all calls of modules go through it, and two that trace at once would leave it so for good.
+_lock = threading.Lock()
 
 
 class _Called(nn.Module):
@@ -161,6 +171,17 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._modes = _modes()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)

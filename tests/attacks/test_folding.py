@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -494,6 +495,36 @@ def test_a_graph_that_is_not_its_module_is_found_out_on_the_first_images(
     assert [(other.name, other.reason) for other in others] == [("net", None)]
     if what == "another branch":
         same(net, x, y)
+
+
+def test_other_threads_go_on_while_a_module_is_traced() -> None:
+    """torch.fx takes over every module's calls meanwhile."""
+    net, bystander = made(Normalised), made(Normalised)
+    x, _ = images(3, 24)
+    expected = bystander(x)
+    inside, done = threading.Event(), threading.Event()
+    seen: list[Tensor] = []
+
+    def run() -> None:
+        assert inside.wait(20)
+        try:
+            seen.append(bystander(x).detach())
+        finally:
+            done.set()
+
+    class Waits(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            inside.set()
+            assert done.wait(20)
+            return x
+
+    net.avgpool = nn.Sequential(Waits(), net.avgpool)
+    other = threading.Thread(target=run)
+    other.start()
+    (part,) = fold_report(net)
+    other.join()
+    assert part.reason is None
+    assert torch.equal(seen[0], expected)
 
 
 def test_batch_norms_by_the_batch_are_not_folded() -> None:
