@@ -79,16 +79,21 @@ class FoldedPart:
 def fold_report(model: Callable[..., object], *, batch_norm: str = "eval") -> list[FoldedPart]:
     """What an attack folds of a model, and why not, part by part; parts of a part that runs as a plan are left out.
 
+    Plans differ between precisions: call it under the autocast of the attack.
+
     Args:
         model: a module or one way of a network, as an attack takes it.
         batch_norm: as of an attack.
     """
+    module = module_of(model)
+    first = None if module is None else next(module.parameters(), None)
+    device = "cpu" if first is None else first.device.type
     with eval_mode(model, batch_norm=batch_norm), torch.enable_grad():
         return [
             FoldedPart(name, known)
             if isinstance(known, str)
             else FoldedPart(name, None, known.folded, known.fused, known.code)
-            for name, _, known, _ in _parts(model, "cpu")
+            for name, _, known, _ in _parts(model, device)
         ]
 
 
