@@ -8,10 +8,10 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
-import os
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -46,15 +46,16 @@ FAULTS = {
     "another_threads_variable": "a variable of another thread",
 }
 
-# Launch parameters with which small samples take the paths of large ones, and a kernel on each.
+# Launch parameters with which small samples take the paths of large ones: two vectors a thread in registers, clusters
+# of many blocks, sums of parts, several vectors a thread.
 REGISTERS = "pgd_step_one_vector_elements=0"
 SHARED = f"{REGISTERS},pgd_step_two_vectors_elements=0"
-PATHS = {
-    REGISTERS: "step_registers",
-    f"{SHARED},pgd_step_held_bytes=400": "step_shared",
-    f"{SHARED},pgd_step_held_blocks=0,pgd_step_split_elements=0": "sum_parts",
-    "pgd_step_linf_large=0,pgd_step_linf_large_vectors=4,pgd_step_linf_large_threads=32": "step_linf",
-}
+PATHS = (
+    REGISTERS,
+    f"{SHARED},pgd_step_held_bytes=400",
+    f"{SHARED},pgd_step_held_blocks=0,pgd_step_split_elements=0",
+    "pgd_step_linf_large=0,pgd_step_linf_large_vectors=4,pgd_step_linf_large_threads=32",
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +76,6 @@ def faulty(build: ModuleType) -> ctypes.CDLL:
     library.run_kernel.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p]
     library.run_kernel.restype = ctypes.c_char_p
     return library
-
-
-@pytest.fixture(scope="module")
-def kernels(build: ModuleType) -> None:
-    """All sources are compiled: not once for each test."""
-    build.library([])
 
 
 def run_kernel(library: ctypes.CDLL, name: str) -> tuple[str, list[float]]:
@@ -117,32 +112,32 @@ def test_the_machine_sees_a_fault(faulty: ctypes.CDLL, kernel: str) -> None:
     assert not run_kernel(faulty, "correct")[0]
 
 
-def ran(warm: Warm, *arguments: str, **environment: str) -> dict:
-    done = warm.run(HERE / "run.py", *arguments, "--together", env=os.environ | environment)
+def ran(warm: Warm, *arguments: str) -> dict[str, Any]:
+    done = warm.run(HERE / "run.py", *arguments, "--together")
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert not told["failures"], "\n".join(told["failures"])
     return told
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_kernels_agree_with_the_reference(warm: Warm, kernels: None, op: str) -> None:
+def kernels_of(op: str) -> set[str]:
+    text = (ROOT / "csrc" / f"{op}_cuda.cu").read_text()
+    written = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^()]*\)\s+)?(\w+)\(", text)
+    assert len(written) == text.count("__global__") > 0, op
+    return {f"{op}_cuda::{name}" for name in written}
+
+
+def test_kernels_agree_with_the_reference(warm: Warm, build: ModuleType) -> None:
     """On a device with clusters and one without; threads first to last, last to first and by chance."""
-    told = ran(warm, op, "--setting", "0", "1", "2")
-    written = set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^()]*\)\s+)?(\w+)\(", source(op)))
-    assert written
-    assert set(told["kernels"]) == {f"{op}_cuda::{name}" for name in written}
-    assert told["runs"] >= 3
+    told = ran(warm, "--setting", "0", "1", "2")
+    assert set(told["kernels"]) == set().union(*map(kernels_of, OPS))
+    assert told["runs"] == 3 * sum(len(list(op.samples(torch.device("cpu")))) for op in OPS.values())
 
 
-def source(op: str) -> str:
-    return (ROOT / "csrc" / f"{op}_cuda.cu").read_text()
-
-
-@pytest.mark.parametrize("setting", PATHS, ids=PATHS.values())
-def test_paths_of_large_samples(warm: Warm, kernels: None, setting: str) -> None:
+def test_paths_of_large_samples(warm: Warm, build: ModuleType) -> None:
     read = "".join(path.read_text() for path in (ROOT / "csrc").iterdir())
-    for name in re.findall(r"(\w+)=", setting):
+    for name in re.findall(r"(\w+)=", " ".join(PATHS)):
         assert f'launch_setting("{name}"' in read, f"nothing reads {name}"
-    told = ran(warm, "pgd_step", ROBUSTFAST_LAUNCH=setting)
-    assert f"pgd_step_cuda::{PATHS[setting]}" in told["kernels"]
+    told = ran(warm, "pgd_step", "--launch", *PATHS)
+    assert set(told["kernels"]) == kernels_of("pgd_step")
+    assert told["clusters"]

@@ -35,7 +35,7 @@ bool host_numbers = true;
 
 // What has run, for the tests to ask.
 std::set<std::string> kernels;
-int64_t launches = 0, accesses = 0, barriers = 0;
+int64_t launches = 0, accesses = 0, clustered = 0;
 
 struct Block;
 
@@ -190,7 +190,6 @@ void wake_from(Block& b, std::vector<Thread*>& others) {
 void pass_barrier(Block& b) {
   b.barrier = {};
   ++b.epoch;
-  ++barriers;
   std::vector<Thread*> others;
   wake_from(b, others);
   wake(others);
@@ -205,7 +204,6 @@ unsigned live_in_cluster() {
 void pass_cluster_barrier() {
   machine.cluster_barrier = {};
   ++machine.cluster_syncs;
-  ++barriers;
   std::vector<Thread*> others;
   for (Block& b : machine.blocks) {
     b.cluster_epoch = ++b.epoch;
@@ -532,6 +530,7 @@ void run(const Launch& launch, void (*body)(void*), void* argument) {
   for (const Region& r : machine.regions) machine.granule = std::min(machine.granule, r.itemsize);
   machine.shadow.drop();
   ++launches;
+  clustered += launch.cluster > 1;
   // Of clusters too the order is open.
   const uint64_t clusters = blocks / launch.cluster;
   for (uint64_t i = 0; i < clusters && machine.error.empty(); ++i)
@@ -690,7 +689,7 @@ void cuda_on_cpu_settings(int compute_capability, int thread_order, int numbers_
   host_numbers = numbers_on_host;
 }
 
-int64_t cuda_on_cpu_count(int what) { return what == 0 ? launches : what == 1 ? accesses : barriers; }
+int64_t cuda_on_cpu_count(int what) { return what == 0 ? launches : what == 1 ? accesses : clustered; }
 
 const char* cuda_on_cpu_kernels() {
   static std::string names;

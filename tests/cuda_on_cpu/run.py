@@ -1,6 +1,6 @@
 """Runs the CUDA kernels of ops on the CPU, over the ops' sample inputs, and compares them with the reference.
 
-    python tests/cuda_on_cpu/run.py [OP ...] [--sample TEXT] [--setting N ...]
+    python tests/cuda_on_cpu/run.py [OP ...] [--sample TEXT] [--setting N ...] [--launch SETTINGS ...]
 
 In this process backend "triton" means the CUDA kernels, as build.py compiles them. Prints one line for each sample that
 fails and, last, a JSON object: {"failures": [...], "runs": ..., "launches": ..., "kernels": [those that ran]}.
@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,13 @@ class Emulator:
 
     @property
     def accesses(self) -> int:
+        """Loads and stores of shared and global memory, each of which was looked at."""
         return self._library.cuda_on_cpu_count(1)
+
+    @property
+    def clusters(self) -> int:
+        """Launches whose blocks came in clusters."""
+        return self._library.cuda_on_cpu_count(2)
 
     @property
     def kernels(self) -> list[str]:
@@ -144,6 +152,7 @@ def main() -> None:
     parser.add_argument("ops", nargs="*", metavar="OP", help="which ops; all where none is named")
     parser.add_argument("--sample", default="", help="only samples whose label holds this")
     parser.add_argument("--setting", type=int, nargs="*", default=[0], help=f"which of {SETTINGS}")
+    parser.add_argument("--launch", nargs="*", help="values of ROBUSTFAST_LAUNCH, one after the other")
     parser.add_argument(
         "--together", action="store_true", help="compile all sources, not those of the ops alone"
     )
@@ -164,13 +173,16 @@ def main() -> None:
         print(what, flush=True)
 
     for op in (OPS[name] for name in given.ops or OPS):
+        print(op.name, flush=True)
         samples = [s for s in op.samples(torch.device("cpu")) if given.sample in s.label]
         for number, sample in enumerate(samples):
-            for setting in given.setting:
+            for setting, launch in product(given.setting, given.launch or [None]):
+                if launch is not None:
+                    os.environ["ROBUSTFAST_LAUNCH"] = launch
                 # Numbers lie in host and in device memory by turns.
                 emulator.set(*SETTINGS[setting], numbers_on_host=(number + setting) % 2 == 0)
                 before, runs = emulator.launches, runs + 1
-                told = f"{op.name}, {sample.label}, {SETTINGS[setting]}"
+                told = ", ".join(filter(None, (op.name, sample.label, f"{SETTINGS[setting]}", launch)))
                 try:
                     check(op, sample, first=number == 0)
                 except (AssertionError, RuntimeError) as error:
@@ -178,8 +190,8 @@ def main() -> None:
                 values = results(op.function, "reference", *sample.args, **sample.kwargs)
                 if emulator.launches == before and any(t.numel() for t in values):
                     failed(f"{told}: no kernel ran")
-    told = {"failures": failures, "runs": runs, "launches": emulator.launches, "accesses": emulator.accesses}
-    print(json.dumps(told | {"kernels": emulator.kernels}))
+    told = {"failures": failures, "runs": runs, "launches": emulator.launches, "clusters": emulator.clusters}
+    print(json.dumps(told | {"accesses": emulator.accesses, "kernels": emulator.kernels}))
 
 
 if __name__ == "__main__":
