@@ -370,7 +370,6 @@ __device__ void finish(Part& part, SampleSums<kCluster>& sums, const Move<step, 
   part.write(out, [&](T delta, T x) { return clamp(x + project(delta), bounds.lo, bounds.hi); });
 }
 
-constexpr int kRegisterWidth = 4;  // values a vector
 // The most threads that hold kVectors vectors each: with more, two spill for sm_100.
 template <int kVectors>
 constexpr int kRegisterThreads = kVectors == 1 ? 1024 : 768;
