@@ -170,7 +170,7 @@ def compiler() -> str | None:
 FLAGS = ("-std=c++20", "-fPIC", "-w")
 # The sanitizer's calls before loads and stores are what the machine watches. Contraction into fused multiply-add would
 # round once where the kernels, compiled with -fmad=false, round twice.
-WATCHED = ("-O1", "-ffp-contract=off", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
+WATCHED = ("-O1", "-ffp-contract=off", "-fsanitize=thread")
 TORCH = Path(torch.__file__).parent
 WITH_TORCH = ("-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(TORCH / "include"))
 LINK_TORCH = (f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10")

@@ -736,13 +736,32 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 // Host code counts references and initialises statics atomically.
-int __tsan_atomic32_fetch_add(volatile int* p, int v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
-int64_t __tsan_atomic64_fetch_add(volatile int64_t* p, int64_t v, int) {
-  return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);
-}
-int8_t __tsan_atomic8_load(const volatile int8_t* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
-int __tsan_atomic32_load(const volatile int* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
-int64_t __tsan_atomic64_load(const volatile int64_t* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
-void __tsan_atomic32_store(volatile int* p, int v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
-void __tsan_atomic64_store(volatile int64_t* p, int64_t v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+#define ROBUSTFAST_ATOMICS(bits)                                                                                       \
+  int##bits##_t __tsan_atomic##bits##_load(const volatile int##bits##_t* p, int) {                                     \
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                                       \
+  }                                                                                                                    \
+  void __tsan_atomic##bits##_store(volatile int##bits##_t* p, int##bits##_t v, int) {                                  \
+    __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                                                                          \
+  }                                                                                                                    \
+  int##bits##_t __tsan_atomic##bits##_exchange(volatile int##bits##_t* p, int##bits##_t v, int) {                      \
+    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                                                                \
+  }                                                                                                                    \
+  int##bits##_t __tsan_atomic##bits##_fetch_add(volatile int##bits##_t* p, int##bits##_t v, int) {                     \
+    return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);                                                                 \
+  }                                                                                                                    \
+  int##bits##_t __tsan_atomic##bits##_fetch_sub(volatile int##bits##_t* p, int##bits##_t v, int) {                     \
+    return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST);                                                                 \
+  }                                                                                                                    \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile int##bits##_t* p, int##bits##_t* expected,                \
+                                                    int##bits##_t v, int, int) {                                       \
+    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                     \
+  }                                                                                                                    \
+  int __tsan_atomic##bits##_compare_exchange_weak(volatile int##bits##_t* p, int##bits##_t* expected, int##bits##_t v, \
+                                                  int, int) {                                                          \
+    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                     \
+  }
+ROBUSTFAST_ATOMICS(8)
+ROBUSTFAST_ATOMICS(16)
+ROBUSTFAST_ATOMICS(32)
+ROBUSTFAST_ATOMICS(64)
 }

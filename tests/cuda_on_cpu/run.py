@@ -42,9 +42,8 @@ class Emulator:
         self._library = ctypes.CDLL(str(path))
         self._library.cuda_on_cpu_count.restype = ctypes.c_int64
         self._library.cuda_on_cpu_kernels.restype = ctypes.c_char_p
-        backend._missing = lambda name, backend: (
-            None
-        )  # every backend runs: the one called triton is the kernels
+        # Every backend runs: the one called triton is the kernels.
+        backend._missing = lambda name, backend: None
 
     def set(self, capability: int, order: int, numbers_on_host: bool) -> None:
         """How the next launches run: device, order of threads (0 first to last, 1 last to first, else by chance)."""

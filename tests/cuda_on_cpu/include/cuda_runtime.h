@@ -295,7 +295,6 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 // The device's side.
 
 #define __syncthreads() ::cuda_on_cpu::block_barrier(__FILE__, __LINE__)
-#define __syncwarp(...) ((void)::cuda_on_cpu::ballot(~0u, true, __FILE__, __LINE__))
 #define __shfl_xor_sync(mask, value, other, ...) \
   ::cuda_on_cpu::shuffle_xor(mask, value, other, __FILE__, __LINE__ __VA_OPT__(, ) __VA_ARGS__)
 #define __shfl_down_sync(mask, value, by, ...) \
