@@ -48,8 +48,9 @@ ARCHITECTURES = ("8.0", "9.0", "10.0+PTX")
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10 and later
 # Contraction into fused multiply-add would round once where the reference rounds twice. Without errno square roots
-# vectorise, to the same results.
+# vectorise, to the same results. The sources are C++20, which torch before 2.13 does not ask for by itself.
 CXX_FLAGS = [
+    "-std=c++20",
     "-O3",
     "-ffp-contract=off",
     "-fno-math-errno",
@@ -58,7 +59,7 @@ CXX_FLAGS = [
     "-Wno-unused-parameter",
     STABLE_ABI,
 ]
-NVCC_FLAGS = ["-O3", "-fmad=false", "-lineinfo", "-DUSE_CUDA", STABLE_ABI]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-lineinfo", "-DUSE_CUDA", STABLE_ABI]
 
 MODE = os.environ.get("ROBUSTFAST_BUILD", "auto")
 # cpp_extension.CUDA_HOME is None when torch has no CUDA, even with nvcc on PATH.

@@ -115,8 +115,9 @@ void launch(const Rows<T>& rows, const ApgdState<T>& state, const Call<T>& call,
   constexpr int kWidth = 16 / sizeof(T);
   const auto stream = current_stream(device);
   bool wide = rows.n % kWidth == 0;
-  for (const T* row : {rows.x_adv, rows.grad, rows.x_best, rows.grad_best, rows.x_fooled})
-    wide = wide && aligned<T, kWidth>(row);
+  // An array: nvcc writes host code that g++ refuses for a loop over a list in braces.
+  const T* const pointers[] = {rows.x_adv, rows.grad, rows.x_best, rows.grad_best, rows.x_fooled};
+  for (const T* row : pointers) wide = wide && aligned<T, kWidth>(row);
   // All of a small image's values in one go, and no idle warps.
   const int64_t values = rows.n / (wide ? kWidth : 1);
   const int threads = int(std::min<int64_t>(256, std::max<int64_t>(32, (values + 31) / 32 * 32)));
