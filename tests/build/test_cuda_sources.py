@@ -36,7 +36,8 @@ def test_there_are_sources() -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_compiles_without_spills(source: Path, tmp_path: Path) -> None:
-    assert compiled(source, ALONE, tmp_path)
+    # The code of the host too: nvcc hands g++ something else than what stands in the source.
+    assert compiled(source, ALONE, tmp_path, to="-c")
 
 
 @pytest.mark.parametrize("architecture", TOGETHER)
@@ -59,20 +60,20 @@ def in_a_namespace(source: Path) -> str:
     return f'#line 1 "{source}"\n' + text.replace(registered, f"{registered}{source.stem}::") + "\n"
 
 
-def compiled(source: Path, architecture: str, tmp_path: Path) -> list[str]:
-    """The names of the kernels that nvcc makes of a source, none of which spills."""
+def compiled(source: Path, architecture: str, tmp_path: Path, *, to: str = "-cubin") -> list[str]:
+    """The names of the kernels that nvcc makes of a source, none of which spills; `to` says what it writes."""
     nvcc, known = toolkit()
     if architecture not in known:
         pytest.skip(f"this nvcc does not know {architecture}")
     include = Path(torch.__file__).parent / "include"
-    command = [nvcc, "-cubin", "-std=c++20", f"-arch={architecture}", "-O3", "-fmad=false", "-Xptxas", "-v"]
+    command = [nvcc, to, "-std=c++20", f"-arch={architecture}", "-O3", "-fmad=false", "-Xptxas", "-v"]
     command += [
         "-DUSE_CUDA",
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         f"-I{ROOT / 'csrc'}",
         f"-I{include}",
     ]
-    command += ["-o", str(tmp_path / "kernels.cubin"), str(source)]
+    command += ["-o", str(tmp_path / "kernels"), str(source)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     kernels = re.findall(r"Compiling entry function '(\w+)'", result.stderr)
