@@ -88,7 +88,8 @@ def test_the_report_says_what_was_measured_where_and_on_what(report: dict[str, A
 
 
 def test_equality_comes_first(report: dict[str, Any]) -> None:
-    assert 0 <= report["gradient_error"] < 1e-4
+    # float32 leaves 1e-7 here, and 0.16 after ten attack steps on PreAct-ResNet18: no measure of anything.
+    assert 0 <= report["gradient_error"] < 1e-10
 
 
 def test_the_table_is_printed(report: dict[str, Any]) -> None:
