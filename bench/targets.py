@@ -122,7 +122,8 @@ class Results:
         if bad:
             return False, f"{told}: {', '.join(bad[:4])}"
         lacking = [tool for tool in TOOLS if not any(run["tool"] == tool for run in runs)]
-        if reasons or lacking or set(states) != {"clean"}:
+        asked = {run["state"] for run in runs if run["tool"] in TOOLS}
+        if reasons or lacking or asked != {"clean"}:
             nothing = [f"nothing ran under {', '.join(lacking)}"] if lacking and not reasons else []
             raise NotMeasuredError("; ".join(filter(None, [*reasons, *nothing, told])))
         return True, told

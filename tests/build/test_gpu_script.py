@@ -132,7 +132,7 @@ def test_the_arguments_of_each_program_are_known(gpu: ModuleType, tmp_path: Path
         for command in stage.commands:
             if (name := Path(command.argv[1]).name) and command.argv[1].startswith("bench/"):
                 flags.setdefault(name, set()).update(p for p in command.within(60) if p.startswith("--"))
-    assert "--data-dir" in flags["epoch.py"] & flags["table2.py"]
+    assert "--data-dir" in flags["epoch.py"] & flags["table2.py"] & flags["precision_gradients.py"]
     for name, told in flags.items():
         # What the parser knows, without running the program: its imports are most of the time.
         source = (ROOT / "bench" / name).read_text()
@@ -297,6 +297,21 @@ def test_a_run_with_too_little_time_skips_and_says_so(
     assert states == {"build": "passed", "test": "skipped", "ops": "passed"}
     assert re.fullmatch(r"1\d\d s are left of --minutes 2", found["stages"]["test"]["reasons"][0])
     assert "test: skipped" in capsys.readouterr().out
+
+
+def test_the_build_may_take_all_that_is_left(gpu: ModuleType, on_a_gpu: Any, tmp_path: Path) -> None:
+    on_a_gpu(
+        {
+            "build": [gpu.Command(python("0"), 100, least=1)],
+            "test": [gpu.Command(python("0"), 900, least=1)],
+            "ops": [gpu.Command(python("0"), 900, least=1)],
+        }
+    )
+    assert gpu.main(["--out", str(tmp_path), "--minutes", "2"]) == 0
+    stages = json.loads((tmp_path / "report.json").read_text())["stages"]
+    limits = [stages[name]["commands"][0]["limit"] for name in ("build", "test")]
+    assert limits[0] == 100
+    assert 50 <= limits[1] <= 60
 
 
 def test_each_stage_is_written_before_the_next_begins(

@@ -226,6 +226,14 @@ def test_what_is_absent_or_broken_is_not_measured(demand: str, spoil: Any, why: 
     assert not [row for row in rows.values() if row["verdict"] == "missed"]
 
 
+@pytest.mark.parametrize(("tool", "verdict"), [("synccheck", "met"), ("racecheck", "not measured")])
+def test_only_the_tools_that_are_asked_for_must_have_ended(tool: str, verdict: str, tmp_path: Path) -> None:
+    files = good()
+    files["sanitize.json"]["runs"].append({"tool": tool, "op": "augment", "state": "timed out"})
+    rows = judged(tmp_path, files)
+    assert one(rows, "compute-sanitizer") == (verdict, "3 clean, 1 timed out")
+
+
 def test_speeds_measured_by_turns_count_before_medians(tmp_path: Path) -> None:
     files = good()
     files["ablation.json"]["cases"][0]["ratio"] = {"people": 6.25}
