@@ -186,7 +186,9 @@ def stages(out: Path, data_dir: Path | None = None) -> dict[str, Stage]:
         ),
         "test": Stage(
             [
-                Command([*tests, "-m", "gpu"], 900, least=30),
+                # Several at once here too: most of their time is Triton's compiler, and a kernel that reads where it
+                # must not ends the process for all tests after it.
+                Command([*tests, "-m", "gpu", *several], 900, least=30),
                 Command([*tests, "-m", "not gpu", *several], 1500, least=60),
             ]
         ),

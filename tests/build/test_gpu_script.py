@@ -94,6 +94,7 @@ def test_every_command_exists_and_every_selection_finds_tests(
     assert {selection[1] for selection in benches} == files
     others = [selection for selection in selections if selection not in benches]
     assert [selection[2:4] for selection in others] == [["-m", "gpu"], ["-m", "not gpu"]]
+    assert all("--numprocesses" in selection for selection in others), "neither fits into ten minutes else"
     # One file stands for all tests: collecting all takes half a minute.
     fewer = [
         ["tests/ops/test_dlr_loss.py" if part == "tests" else part for part in selection[:4]]

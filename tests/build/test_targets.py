@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PASSED = {
     "test": {
         "commands": [
-            {"command": "python -m pytest -q tests -m gpu", "state": "passed", "counts": {"passed": 35}},
+            {
+                "command": "python -m pytest -q tests -m gpu --numprocesses auto",
+                "state": "passed",
+                "counts": {"passed": 35},
+            },
             {
                 "command": "python -m pytest -q tests -m not gpu --numprocesses auto",
                 "state": "passed",
