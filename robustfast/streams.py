@@ -65,10 +65,11 @@ class Branch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        if device not in _streams:
+        self.trunk = torch.cuda.current_stream(device)
+        # Torch hands out 32 streams in turn: one that was made for a graph since may be this one again.
+        while _streams.get(device, self.trunk) == self.trunk:
             _streams[device] = torch.cuda.Stream(device)
         self.stream = _streams[device]
-        self.trunk = torch.cuda.current_stream(device)
         self.stream.wait_stream(self.trunk)
 
     def run(self, call: Callable[[Tensor], Result], x: Tensor) -> Result:

@@ -120,6 +120,15 @@ def test_encoder_n_has_a_stream_of_its_own_forked_before_r_runs(
         assert torch.equal(value, model.encoders()[name](x))
 
 
+def test_a_branch_never_runs_on_its_trunk(log: list[str]) -> None:
+    trunk = torch.cuda.current_stream()
+    streams._streams[CUDA] = trunk  # torch has handed out the same one again
+    fork = Branch(CUDA)
+    assert fork.stream is not trunk
+    assert Branch(CUDA).stream is fork.stream
+    assert log == [FORK, FORK]
+
+
 def test_an_encoder_that_raises_leaves_no_fork_open(log: list[str]) -> None:
     model = small()
     model.encoder_r.forward = lambda x: 1 / 0
