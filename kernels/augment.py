@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from robustfast.kernels.layout import INTERPRETED, NO_FMA, planes
+from robustfast.kernels.interpreter import INTERPRETED
+from robustfast.kernels.layout import NO_FMA, planes
 from robustfast.reference.augment import check_numbers
 
 __all__ = ["launch"]

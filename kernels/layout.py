@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
-__all__ = ["INTERPRETED", "NO_FMA", "in_layout_of", "is_dense_batch", "planes"]
+from robustfast.kernels.interpreter import INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+__all__ = ["NO_FMA", "in_layout_of", "is_dense_batch", "planes"]
 
 # Launch options of every kernel: contraction into fused multiply-add would round once where the reference rounds twice.
 # The interpreter knows no such option, and never contracts.
