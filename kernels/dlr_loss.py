@@ -17,10 +17,11 @@ def _ratio(
 ):  # fmt: skip
     """Margin and gap of each row, the classes they are made of, and whether the labels are classes."""
     x = load_rows(x_ptr, row_stride, column_stride, rows, columns, B, classes, C)
-    own, known = label_of(y_ptr, y_stride, rows, B, classes)
     first, keys = largest(keys_of(x, columns, classes, BITS), columns, BITS)
     second, keys = largest(keys, columns, BITS)
     third, keys = largest(keys, columns, BITS)
+    # Read no sooner than used: held over the ranking, labels of eight samples in float64 spill with Triton 3.6.
+    own, known = label_of(y_ptr, y_stride, rows, B, classes)
     low = logit_of(x, columns, third)
     fourth = third
     if TARGETED:
