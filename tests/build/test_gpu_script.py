@@ -315,6 +315,12 @@ def test_the_build_may_take_all_that_is_left(gpu: ModuleType, on_a_gpu: Any, tmp
     assert 50 <= limits[1] <= 60
 
 
+def test_the_bench_that_targets_are_read_from_is_not_starved(gpu: ModuleType, tmp_path: Path) -> None:
+    first, *others = gpu.stages(tmp_path)["ops"].commands
+    assert first.argv[-5] == "bench/bench_pgd_step.py"
+    assert gpu.share(300, first.limit, sum(other.limit for other in others), first.least) >= 150
+
+
 def test_each_stage_is_written_before_the_next_begins(
     gpu: ModuleType, on_a_gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
