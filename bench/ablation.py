@@ -34,7 +34,15 @@ from unittest.mock import patch
 
 import torch
 from hardware import ROOT, hardware
-from measure import SAMPLE_SECONDS, copy_bandwidth, forward_flops, full_float32, interleaved, matrix_peak
+from measure import (
+    SAMPLE_SECONDS,
+    copy_bandwidth,
+    forward_flops,
+    full_float32,
+    interleaved,
+    matrix_peak,
+    not_folded,
+)
 from plain_training import PlainTraining
 from rich.console import Console
 from rich.table import Table
@@ -455,6 +463,9 @@ class Bench:
         error = relative_error(first_gradient(built), self.expected)
         if isinstance(built, Ours) and isinstance(built.runner, WholeStep) and not built.runner.captures:
             raise GaveWayError("no step was captured")
+        folds = isinstance(built, Ours) and "fold" not in built.off
+        if folds and (reason := not_folded(built.model, "half-precision" not in built.off)):
+            raise GaveWayError(reason)
         self.measured.equal[variant] = error
         if variant in plain:
             return built  # the measure of the others

@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from bench_loaders import PerSample
 from hardware import ROOT, hardware
-from measure import forward_flops
+from measure import forward_flops, not_folded
 from plain_training import PlainTraining
 from rich.console import Console
 from rich.table import Table
@@ -240,6 +240,9 @@ def measure(cell: Cell, dataset: Dataset, options: argparse.Namespace) -> Outcom
                 break
         for batch in images.batches(0, start=len(images) - 1):
             step(batch)
+        folds = cell.fold == "on" and cell.engine != "compile"
+        if folds and (reason := not_folded(model, cell.precision == "bf16")):
+            raise GaveWayError(reason)
         synchronise(device)
         setup = time.perf_counter() - began
         timed = []

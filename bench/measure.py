@@ -22,6 +22,7 @@ __all__ = [
     "graphed_seconds",
     "interleaved",
     "matrix_peak",
+    "not_folded",
 ]
 
 # A sample shorter than this is repeated within one reading of the clock.
@@ -162,3 +163,25 @@ def forward_flops(module: nn.Module, shape: Sequence[int]) -> int:
     with torch.no_grad(), counter:
         twin(torch.empty(tuple(shape), device="meta"))
     return counter.get_total_flops()
+
+
+def not_folded(model: nn.Module, half: bool) -> str | None:
+    """Why attacks under `folding("on")` run no part of some encoder as a plan, or a plan was found wrong; else None.
+
+    Args:
+        model: what is attacked.
+        half: under bfloat16 autocast.
+    """
+    from robustfast.attacks.folding import fold_report
+
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=half):
+        parts = fold_report(model)
+    reasons: dict[str, list[str | None]] = {}
+    for part in parts:
+        reasons.setdefault(part.name.partition(".")[0], []).append(part.reason)
+    for name, found in reasons.items():
+        wrong = [reason for reason in found if reason and "other results" in reason]
+        if wrong or all(found):
+            return f"{name} is not folded: {(wrong or found)[0]}"
+    return None

@@ -200,6 +200,23 @@ def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured.equal["without fold"] > measured.allowed["without fold"]
 
 
+def test_a_fold_that_does_not_happen_is_not_timed_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = ablation.initial_model
+
+    def hooked(*given: Any) -> torch.nn.Module:
+        model = build(*given)
+        for part in model.encoder_r.modules():
+            part.register_forward_hook(lambda *_: None)
+        return model
+
+    monkeypatch.setattr(ablation, "initial_model", hooked)
+    measured = Measured(case(), flops=1)
+    bench = Bench(measured, options())
+    bench.attempt("ours")
+    assert not measured.seconds
+    assert "encoder r is not folded: it has hooks" in measured.not_run["ours"]
+
+
 def test_a_gradient_that_lacks_a_tensor_or_is_not_finite_is_wrong() -> None:
     with pytest.raises(ablation.DiffersError, match="of 1 tensors, not 2"):
         ablation.relative_error([torch.ones(2)], [torch.ones(2), torch.ones(2)])
