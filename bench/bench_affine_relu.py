@@ -37,10 +37,11 @@ def training(forward: Forward) -> Callable[..., list[Tensor]]:
 
 
 def eager(x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
-    """As a network writes it; running statistics of 0 and 1, so that weight and bias are scale and shift."""
+    """As a network writes it; with a mean of 0, and a variance of 1 with eps, weight and bias are scale and shift."""
     t = x if residual is None else x + residual
-    mean, var = torch.zeros_like(scale), torch.ones_like(scale)
-    return torch.relu(F.batch_norm(t, mean, var, scale, shift, False, 0.0, 0.0)), t
+    # Before torch 2.13 eps may not be 0.
+    mean, var = torch.zeros_like(scale), torch.full_like(scale, 1 - 1e-5)
+    return torch.relu(F.batch_norm(t, mean, var, scale, shift, False, 0.0, 1e-5)), t
 
 
 def plain(x: Tensor, residual: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
