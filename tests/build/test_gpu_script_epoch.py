@@ -74,7 +74,7 @@ def test_what_cannot_run_keeps_its_reason(report: dict[str, Any]) -> None:
     assert graph["state"] == "failed"
     assert "needs images on a CUDA device" in graph["reason"]
     assert graph["seconds"] is None
-    whole = cell(report, "dali", "whole", "bf16", "channels-last")
+    whole = cell(report, "resident", "whole", "bf16", "channels-last")  # DALI may be missing
     assert whole["state"] == "eager after all"
     assert "CUDA graphs need a GPU" in whole["reason"]
 
