@@ -193,10 +193,8 @@ Held hold(void (*kernel)(Arguments...), int64_t n, size_t element, int64_t grain
   int device = 0;
   STD_CUDA_CHECK(cudaGetDevice(&device));
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, asked] =
-      known.try_emplace({reinterpret_cast<const void*>(kernel), device, n, threads, most, room}, Held{0, 0, 0});
-  Held& held = entry->second;
-  if (!asked) return held;
+  const auto key = std::make_tuple(reinterpret_cast<const void*>(kernel), device, n, threads, most, room);
+  if (const auto entry = known.find(key); entry != known.end()) return entry->second;
 
   int block = 0, processor = 0, clusters = 0;
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
@@ -223,10 +221,11 @@ Held hold(void (*kernel)(Arguments...), int64_t n, size_t element, int64_t grain
         if (cudaOccupancyMaxActiveClusters(&active, kernel, &config) != cudaSuccess) cudaGetLastError();
         if (active == 0) continue;
       }
-      return held = found;
+      return known[key] = found;
     }
   }
-  return held;
+  // What fits nowhere is remembered too; what the driver refused to tell is asked again.
+  return known[key] = Held{0, 0, 0};
 }
 
 template <typename... Arguments, typename... Values>

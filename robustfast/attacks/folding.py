@@ -17,7 +17,7 @@ from robustfast.attacks.modes import eval_mode, module_of
 from robustfast.models.network import Network, Way
 from robustfast.registry import lookup
 
-__all__ = ["FoldedPart", "active_plans", "fold_report", "folded", "folding"]
+__all__ = ["FoldedPart", "active_plans", "fold_report", "folded", "folding", "folding_mode"]
 
 _MODES = {"auto": None, "on": True, "off": False}
 
@@ -50,6 +50,11 @@ def folding(mode: str) -> Iterator[None]:
         yield
     finally:
         _mode = before
+
+
+def folding_mode() -> str:
+    """What the innermost `folding` says; "auto" outside all of them."""
+    return _mode
 
 
 def active_plans() -> tuple[int, ...]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from robustfast.attacks.cuda_graph import CaptureError, addresses, eager_loops, on_stream, record
+from robustfast.attacks.folding import folding_mode
 from robustfast.data import Batch
+from robustfast.ops.backend import active_backend
 from robustfast.streams import captured, two_streams_wanted
 from robustfast.training.engine import Engine, NonFiniteLossError, Step
 from robustfast.training.terms import Terms
@@ -189,7 +191,8 @@ class WholeStep:
         where = tuple(addresses(network) for network in networks)
         modes = tuple(part.training for network in networks for part in network.modules())
         shape = x.shape, x.stride(), x.dtype, x.device, batch.share
-        return shape, tuple(now.items()), where, modes, two_streams_wanted()
+        switches = two_streams_wanted(), folding_mode(), active_backend()
+        return shape, tuple(now.items()), where, modes, switches
 
     def _growing(self) -> bool:
         objective = self.engine.objective
