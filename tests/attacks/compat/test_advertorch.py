@@ -103,6 +103,7 @@ def test_l1_steps_move_what_they_say(net: nn.Module, batch: Batch) -> None:
 
 def test_starts_are_the_libraries(net: nn.Module, batch: Batch) -> None:
     net.eval()
+    torch.manual_seed(0)  # a mean of 320 radii is three of its deviations off one time in four hundred
     x, y = (0.4 + 0.2 * batch[0]).repeat(40, 1, 1, 1), batch[1].repeat(40)
     still = {"nb_iter": 1, "eps_iter": 0.0}
     linf = advertorch.LinfPGDAttack(net, eps=0.1, **still).perturb(x, y) - x
