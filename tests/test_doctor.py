@@ -28,6 +28,7 @@ def named(name: str) -> doctor.Finding:
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only torch can be found, and no program."""
+    importlib.import_module("robustfast.training.optimizers")  # else its own find_spec would stay this one
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: find(name) if name == "torch" else None)
     monkeypatch.setattr("shutil.which", lambda name: None)
