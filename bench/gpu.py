@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import invalidate_caches
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import targets
 
@@ -330,17 +331,21 @@ def counts(text: str) -> dict[str, int]:
     return {}
 
 
+def start(command: list[str], sink: BinaryIO, **how: Any) -> subprocess.Popen[bytes]:
+    """A process that its group and SIGINT reach, also where a shell put this one into the background, deaf to it."""
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=listen, **how
+    )
+
+
 def _limited(command: list[str], environment: dict[str, str], log: Path, limit: float) -> int | None:
     """The exit code; None where the limit ended it, and all processes that it had started with it."""
     with log.open("ab") as sink:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = start(command, sink, cwd=ROOT, env=environment)
         try:
             return process.wait(limit)
         except subprocess.TimeoutExpired:
